@@ -1,0 +1,128 @@
+"""Settings and paths. Environment variables are read here and nowhere else, once, by `settings()`."""
+
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from salescast.errors import UserError
+from salescast.schema import QUANTILES, TRAINING_SERVICE_SEASONAL
+
+
+class Settings(BaseSettings):
+    """What the environment decides. Every variable a manifest sets is a field of this class."""
+
+    model_config = SettingsConfigDict(extra="ignore", populate_by_name=True)
+
+    workdir: Path = Field(default=Path("shared"), validation_alias="SALESCAST_WORKDIR")
+    feature_repo: Path | None = Field(default=None, validation_alias="SALESCAST_FEATURE_REPO")
+    mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
+    num_epochs: int = Field(default=20, ge=1, validation_alias="NUM_EPOCHS")
+    batch_size: int = Field(default=512, ge=2, validation_alias="BATCH_SIZE")
+    nproc_per_node: int = Field(default=2, ge=1, validation_alias="SALESCAST_NPROC")
+    http_port: int = Field(default=8080, ge=1, le=65535, validation_alias="SALESCAST_HTTP_PORT")
+    grpc_port: int = Field(default=8081, ge=1, le=65535, validation_alias="SALESCAST_GRPC_PORT")
+    max_feature_age_days: float = Field(default=14.0, gt=0, validation_alias="SALESCAST_MAX_FEATURE_AGE_DAYS")
+
+
+@cache
+def settings() -> Settings:
+    """The process's settings. Raises UserError naming the variable that cannot be used."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = first["loc"][0]
+        raise UserError(f"{variable}: {first['msg']}, got {first['input']!r}; correct or unset the variable") from None
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """Where each stage reads and writes under one root (DESIGN: `/shared` on a cluster, `./shared` on a laptop)."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def raw(self) -> Path:
+        return self.data / "raw"
+
+    @property
+    def training(self) -> Path:
+        return self.data / "training"
+
+    @property
+    def feature_repo(self) -> Path:
+        return self.root / "feature_repo"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def fits(self) -> Path:
+        """Bundles of the backtest, one folder a cutoff, and checkpoints of fits under way."""
+        return self.root / "fits"
+
+    @property
+    def backtest(self) -> Path:
+        return self.root / "backtest.parquet"
+
+    @property
+    def forecasts(self) -> Path:
+        return self.root / "forecasts.parquet"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def tracking_uri(self) -> str:
+        """The embedded MLflow store, used when MLFLOW_TRACKING_URI is not set."""
+        return f"sqlite:///{(self.root / 'mlflow.db').resolve()}"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "mlartifacts"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a fit depends on besides its data; part of the bundle and of every digest.
+
+    Units: `horizon`, `holdout_weeks`, `min_history` in weeks; `batch_size` in samples per rank.
+    """
+
+    feature_service: str = TRAINING_SERVICE_SEASONAL
+    horizon: int = 8
+    quantiles: tuple[float, ...] = QUANTILES
+    hidden: tuple[int, ...] = (256, 128, 64)
+    dropout: float = 0.2
+    members: int = 1
+    epochs: int = 20
+    batch_size: int = 512
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    ema: float = 0.99
+    patience: int = 5
+    holdout_weeks: int = 13
+    seed: int = 42
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict` (lists from JSON become tuples). Raises UserError on an unknown name."""
+        unknown = sorted(values.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise UserError(f"unknown training settings {unknown}; this version knows {[f.name for f in fields(cls)]}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

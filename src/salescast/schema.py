@@ -1,0 +1,80 @@
+"""Names, types and groups of everything that crosses a stage: the one place where they are written."""
+
+from typing import Final
+
+import polars as pl
+
+KEYS: Final = ("store_id", "dept_id")
+TIMESTAMP: Final = "event_timestamp"  # the week's date at 00:00 UTC
+LABEL: Final = "weekly_sales"
+SEASON: Final = 52  # weeks
+
+KEY_TYPES: Final[dict[str, pl.DataType]] = {"store_id": pl.Int32(), "dept_id": pl.Int32()}
+TIMESTAMP_TYPE: Final = pl.Datetime("us", "UTC")
+
+# Raw tables, as `salescast data generate|import` writes them (see data.py).
+RAW_SALES: Final[dict[str, pl.DataType]] = {**KEY_TYPES, "week": pl.Date(), LABEL: pl.Float64()}
+RAW_STORE_WEEKS: Final[dict[str, pl.DataType]] = {
+    "store_id": pl.Int32(),
+    "week": pl.Date(),
+    "temperature": pl.Float32(),
+    "fuel_price": pl.Float32(),
+    "cpi": pl.Float32(),
+    "unemployment": pl.Float32(),
+}
+RAW_STORES: Final[dict[str, pl.DataType]] = {
+    "store_id": pl.Int32(),
+    "store_type": pl.String(),
+    "store_size": pl.Int64(),
+    "region": pl.String(),
+}
+
+# The published contract: 19 sales columns, 3 store columns, in this order.
+SALES_FEATURES: Final[dict[str, pl.DataType]] = {
+    LABEL: pl.Float32(),
+    "lag_1": pl.Float32(),
+    "lag_2": pl.Float32(),
+    "lag_4": pl.Float32(),
+    "lag_8": pl.Float32(),
+    "rolling_mean_4w": pl.Float32(),
+    "rolling_std_4w": pl.Float32(),
+    "sales_vs_avg": pl.Float32(),
+    "week_of_year": pl.Int32(),
+    "month": pl.Int32(),
+    "quarter": pl.Int32(),
+    "week_of_month": pl.Int32(),
+    "is_month_end": pl.Int32(),
+    "is_holiday": pl.Int32(),
+    "days_to_holiday": pl.Int32(),
+    "temperature": pl.Float32(),
+    "fuel_price": pl.Float32(),
+    "cpi": pl.Float32(),
+    "unemployment": pl.Float32(),
+}
+STORE_FEATURES: Final[dict[str, pl.DataType]] = {
+    "store_type": pl.String(),
+    "store_size": pl.Int64(),
+    "region": pl.String(),
+}
+
+# The six published groups; importance is measured by permuting one group at a time.
+FEATURE_GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    "lags": ("lag_1", "lag_2", "lag_4", "lag_8"),
+    "rolling": ("rolling_mean_4w", "rolling_std_4w", "sales_vs_avg"),
+    "calendar": ("week_of_year", "month", "quarter", "week_of_month", "is_month_end"),
+    "holiday": ("is_holiday", "days_to_holiday"),
+    "economics": ("temperature", "fuel_price", "cpi", "unemployment"),
+    "store": ("store_type", "store_size", "region"),
+}
+
+SALES_VIEW: Final = "sales_features"
+STORE_VIEW: Final = "store_features"
+SEASONAL_VIEW: Final = "seasonal_features"
+
+TRAINING_SERVICE: Final = "training_features"
+INFERENCE_SERVICE: Final = "inference_features"
+TRAINING_SERVICE_SEASONAL: Final = "training_features_seasonal"
+INFERENCE_SERVICE_SEASONAL: Final = "inference_features_seasonal"
+
+QUANTILES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+MODEL_NAME: Final = "sales-forecast"
