@@ -18,14 +18,18 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="ignore", populate_by_name=True)
 
     workdir: Path = Field(default=Path("shared"), validation_alias="SALESCAST_WORKDIR")
-    feature_repo: Path | None = Field(default=None, validation_alias="SALESCAST_FEATURE_REPO")
+    feature_repo: Path = Field(
+        default=Path(__file__).parents[2] / "feature_repo", validation_alias="SALESCAST_FEATURE_REPO"
+    )
+    feature_store_yaml: str = Field(default="feature_store.yaml", validation_alias="SALESCAST_FEATURE_STORE_YAML")
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
     num_epochs: int = Field(default=20, ge=1, validation_alias="NUM_EPOCHS")
     batch_size: int = Field(default=512, ge=2, validation_alias="BATCH_SIZE")
     nproc_per_node: int = Field(default=2, ge=1, validation_alias="SALESCAST_NPROC")
     http_port: int = Field(default=8080, ge=1, le=65535, validation_alias="SALESCAST_HTTP_PORT")
     grpc_port: int = Field(default=8081, ge=1, le=65535, validation_alias="SALESCAST_GRPC_PORT")
-    max_feature_age_days: float = Field(default=14.0, gt=0, validation_alias="SALESCAST_MAX_FEATURE_AGE_DAYS")
+    # Not checked unless set: history that is served for a demonstration may be years old.
+    max_feature_age_days: float | None = Field(default=None, gt=0, validation_alias="SALESCAST_MAX_FEATURE_AGE_DAYS")
 
 
 @cache
@@ -90,6 +94,16 @@ class Workdir:
     @property
     def artifacts(self) -> Path:
         return self.root / "mlartifacts"
+
+
+def workdir_of_repo(repo: Path) -> Workdir:
+    """The workdir that a feature repo serves.
+
+    `<workdir>/feature_repo` serves the folder it lies in; the repository's own `feature_repo/` serves
+    SALESCAST_WORKDIR (default `shared`, relative to the repository).
+    """
+    root = repo.resolve().parent
+    return Workdir(root if (root / "data").is_dir() else root / settings().workdir)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+# Every target sets up what it needs. `make` alone prints this list.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test quick lint cover bench-retrieval bench-accuracy bench-training bench-serving manifests rehearse image clean
+
+help:  ## print this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready  ## create .venv with the pinned packages
+
+# torch first and alone: where a CPU build is at hand it satisfies the pin, and nothing pulls in another build later.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		|| { echo "Python 3.11 or 3.12 is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $@
+
+run: setup  ## the whole pipeline on the 65,520-row demo data
+	$(BIN)/salescast run
+
+test: setup  ## lint, types and every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+quick: setup  ## the tests that take less than 20 s each
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: setup  ## format and lint in place
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-retrieval: setup  ## point-in-time joins: feast_asof beside Feast's own stores
+	$(BIN)/python benchmarks/retrieval.py --write
+
+bench-accuracy: setup  ## backtest on real data beside the best known methods
+	$(BIN)/python benchmarks/accuracy.py --write
+
+bench-training: setup  ## samples per second beside the usual DataLoader + DDP
+	$(BIN)/python benchmarks/training.py --write
+
+bench-serving: setup  ## latency and throughput of the forecast server
+	$(BIN)/python benchmarks/serving.py --write
+
+clean:  ## remove what runs and tests have made (not .venv)
+	rm -rf shared *-run .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

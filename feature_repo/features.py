@@ -1,0 +1,31 @@
+"""Feast declarations: entities, views and services, all built from `salescast.schema`."""
+
+from pathlib import Path
+
+from feast import Entity, FeatureService, FeatureView, FileSource, ValueType
+from salescast import schema
+from salescast.config import workdir_of_repo
+from salescast.retrieval import feast_fields, planned_schema
+
+data = workdir_of_repo(Path(__file__).parent).data
+
+store = Entity(name="store_id", join_keys=["store_id"], value_type=ValueType.INT32, description="Store number")
+dept = Entity(name="dept_id", join_keys=["dept_id"], value_type=ValueType.INT32, description="Department number")
+
+
+def view(name: str, columns: dict) -> FeatureView:
+    source = FileSource(name=f"{name}_source", path=str(data / f"{name}.parquet"), timestamp_field=schema.TIMESTAMP)
+    return FeatureView(name=name, entities=[store, dept], schema=feast_fields(columns), source=source, ttl=None)
+
+
+sales = view(schema.SALES_VIEW, schema.SALES_FEATURES)
+stores = view(schema.STORE_VIEW, schema.STORE_FEATURES)
+seasonal = view(schema.SEASONAL_VIEW, schema.SEASONAL_FEATURES | planned_schema(data))
+
+known = sales[[name for name in schema.SALES_FEATURES if name != schema.LABEL]]
+services = [
+    FeatureService(name=schema.TRAINING_SERVICE, features=[sales, stores]),
+    FeatureService(name=schema.INFERENCE_SERVICE, features=[known, stores]),
+    FeatureService(name=schema.TRAINING_SERVICE_SEASONAL, features=[sales, stores, seasonal]),
+    FeatureService(name=schema.INFERENCE_SERVICE_SEASONAL, features=[known, stores, seasonal]),
+]

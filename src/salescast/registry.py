@@ -1,0 +1,111 @@
+"""The MLflow registry: every model gets a version, the best one the alias `champion`."""
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from salescast.config import Workdir, settings
+from salescast.evaluate import scores
+from salescast.schema import KEYS, MODEL_NAME
+
+logger = logging.getLogger(__name__)
+
+CHAMPION: Final = "champion"
+ROW: Final = (*KEYS, "cutoff", "horizon")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a model may serve, and the sentence that says why."""
+
+    champion: bool
+    reason: str
+
+
+def judge(backtest: pl.DataFrame, model: str, champion: pl.DataFrame | None) -> Verdict:
+    """Compare `model` with every other model of its backtest and with the champion's backtest on the rows both have.
+
+    The model must have the lower WMAPE pooled and at every cutoff. A champion without a common row (its data are
+    older than every cutoff) cannot be compared and gives way.
+    """
+    for by, where in (([], "pooled"), (["cutoff"], "at cutoff")):
+        table = scores(backtest, ["model", *by])
+        mine = table.filter(pl.col("model") == model)
+        others = table.filter(pl.col("model") != model)
+        pairs = mine.join(others, how="cross" if not by else "inner", on=by or None, suffix="_other")
+        lost = pairs.filter(pl.col("wmape") >= pl.col("wmape_other")).sort("wmape_other")
+        if lost.height:
+            row = lost.row(0, named=True)
+            place = f"{where} {row['cutoff']}" if by else where
+            return Verdict(
+                False,
+                f"{place}: WMAPE {row['wmape']:.2%} does not beat {row['model_other']} with {row['wmape_other']:.2%}",
+            )
+    if champion is None:
+        return Verdict(True, "beats every baseline, pooled and at every cutoff; there was no champion")
+    mine = backtest.filter(pl.col("model") == model).select(*ROW, "y", "yhat", "p10", "p90", model=pl.lit("new"))
+    both = mine.join(champion.select(*ROW, old="yhat"), on=ROW)
+    if both.is_empty():
+        return Verdict(True, "beats every baseline; the champion was tested on other cutoffs and cannot be compared")
+    new = scores(both)["wmape"].item()
+    old = scores(both.with_columns(yhat=pl.col("old")))["wmape"].item()
+    if new < old:
+        return Verdict(True, f"beats every baseline and the champion: WMAPE {new:.2%} against {old:.2%} on the same rows")
+    return Verdict(False, f"does not beat the champion: WMAPE {new:.2%} against {old:.2%} on the same rows")
+
+
+@dataclass(frozen=True)
+class Registration:
+    version: int
+    champion: bool
+    reason: str
+
+
+def tracking_uri(workdir: Workdir) -> str:
+    """Where runs and models are kept: MLFLOW_TRACKING_URI, else the workdir's own SQLite file."""
+    return settings().mlflow_tracking_uri or workdir.tracking_uri
+
+
+def register(workdir: Workdir, run_id: str, digest: str, backtest: pl.DataFrame, model: str) -> Registration:
+    """Register the bundle that `run_id` logged under `bundle/`; give it the alias `champion` if `judge` agrees.
+
+    A bundle with the digest of a registered version is that version: registering twice changes nothing.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=tracking_uri(workdir), registry_uri=tracking_uri(workdir))
+    try:
+        client.create_registered_model(MODEL_NAME)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    known = client.search_model_versions(f"name='{MODEL_NAME}'")
+    current = client.get_registered_model(MODEL_NAME).aliases.get(CHAMPION)
+    same = [version for version in known if version.tags.get("digest") == digest]
+    if same:
+        version = same[0]
+        reason = version.tags.get("verdict", "registered before")
+        return Registration(int(version.version), str(version.version) == str(current), reason)
+    verdict = judge(backtest, model, _champion_backtest(client, known, current))
+    source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
+    tags = {"digest": digest, "verdict": verdict.reason}
+    version = client.create_model_version(MODEL_NAME, source, run_id=run_id, tags=tags)
+    if verdict.champion:
+        client.set_registered_model_alias(MODEL_NAME, CHAMPION, version.version)
+    return Registration(int(version.version), verdict.champion, verdict.reason)
+
+
+def _champion_backtest(client, known, current: str | None) -> pl.DataFrame | None:  # type: ignore[no-untyped-def]
+    """The champion's forecasts in its own backtest, from its run's artifacts; None without a champion."""
+    run_ids = [version.run_id for version in known if str(version.version) == str(current)]
+    if not run_ids:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = client.download_artifacts(run_ids[0], "backtest.parquet", folder)
+        frame = pl.read_parquet(Path(path))
+    return frame.filter(pl.col("model") == frame["model"].first())

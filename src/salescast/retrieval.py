@@ -1,0 +1,171 @@
+"""The feature store's edge: apply, materialize, and the training set by a point-in-time join."""
+
+import contextlib
+import hashlib
+import io
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from salescast import schema
+from salescast.config import Workdir, settings
+from salescast.errors import UserError
+from salescast.files import replace_dir, replace_file
+
+if TYPE_CHECKING:
+    from feast import FeatureStore, Field
+
+logger = logging.getLogger(__name__)
+
+VIEWS = (schema.SALES_VIEW, schema.STORE_VIEW, schema.SEASONAL_VIEW)
+
+
+def feast_fields(columns: Mapping[str, pl.DataType]) -> "list[Field]":
+    """Feast's declaration of a view's columns. Raises KeyError for a type that no view has."""
+    from feast import Field
+    from feast.types import Array, Float32, Int32, Int64, String
+
+    types = {
+        pl.Float32(): Float32,
+        pl.Int32(): Int32,
+        pl.Int64(): Int64,
+        pl.String(): String,
+        pl.List(pl.Float32()): Array(Float32),
+    }
+    return [Field(name=name, dtype=types[dtype]) for name, dtype in columns.items()]
+
+
+def planned_schema(data: Path) -> dict[str, pl.DataType]:
+    """The columns of inputs planned ahead, which differ by dataset; they come after the fixed ones of the seasonal view."""
+    columns = pl.read_parquet_schema(data / f"{schema.SEASONAL_VIEW}.parquet")
+    return {name: dtype for name, dtype in columns.items() if name.startswith("planned_")}
+
+
+def install_repo(workdir: Workdir) -> Path:
+    """Copy the feature repo's declarations into the workdir, where Feast finds them beside their data."""
+    source, target = settings().feature_repo, workdir.feature_repo
+    if not (source / "features.py").is_file():
+        raise UserError(f"no feature repo at {source}; set SALESCAST_FEATURE_REPO to the folder with features.py")
+    for name in ("features.py", "feature_store.yaml", "feature_store_ray.yaml"):
+        with replace_file(target / name) as temporary:
+            shutil.copyfile(source / name, temporary)
+    return target
+
+
+def _config(repo: Path):  # type: ignore[no-untyped-def]  # Feast's RepoConfig is untyped
+    from feast.repo_config import load_repo_config
+
+    yaml = repo / settings().feature_store_yaml
+    if not yaml.is_file():
+        raise UserError(f"no {yaml}; run `salescast apply` first or correct SALESCAST_FEATURE_STORE_YAML")
+    config = load_repo_config(repo, yaml)
+    # Feast resolves the online store's path against the repo, but a SQLite registry's against the process's folder.
+    prefix, _, path = config.registry.path.partition("sqlite:///")
+    if not prefix and not Path(path).is_absolute():
+        config.registry.path = f"sqlite:///{repo.resolve() / path}"
+    return config
+
+
+def open_store(workdir: Workdir) -> "FeatureStore":
+    """The workdir's feature store. Raises UserError when `apply` has not been run."""
+    from feast import FeatureStore
+
+    return FeatureStore(config=_config(workdir.feature_repo))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Feast prints what it does; that belongs into the log."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        yield
+    for line in out.getvalue().splitlines():
+        logger.debug("feast: %s", line)
+
+
+def apply(workdir: Workdir) -> None:
+    """Register entities, views and services, as `feast apply` in the workdir's feature repo would."""
+    from feast.repo_operations import apply_total
+
+    missing = [str(path) for path in view_files(workdir) if not path.is_file()]
+    if missing:
+        raise UserError(f"feature files {missing} are missing; run `salescast features` first")
+    repo = install_repo(workdir).resolve()
+    config = _config(repo)
+    sys.modules.pop("features", None)  # an earlier workdir's declarations
+    sys.path.insert(0, str(repo))
+    try:
+        with contextlib.chdir(repo), _quiet():
+            apply_total(config, repo, skip_source_validation=False)
+    finally:
+        sys.path.remove(str(repo))
+
+
+def materialize(workdir: Workdir) -> int:
+    """Bring the newest row of every series, the upcoming week, into the online store; returns the number of series."""
+    newest = pl.scan_parquet(workdir.data / f"{schema.SALES_VIEW}.parquet").select(
+        first=pl.col(schema.TIMESTAMP).min(), last=pl.col(schema.TIMESTAMP).max(), series=pl.struct(schema.KEYS).n_unique()
+    )
+    first, last, series = newest.collect().row(0)
+    store = open_store(workdir)
+    with _quiet():
+        store.materialize(first - timedelta(days=1), last + timedelta(days=1))
+    return int(series)
+
+
+def view_files(workdir: Workdir) -> list[Path]:
+    """The Parquet files of the views, in the order of VIEWS."""
+    return [workdir.data / f"{view}.parquet" for view in VIEWS]
+
+
+def training_digest(workdir: Workdir, service: str) -> str:
+    """What a training set was made from: the feature files' content and the service."""
+    digest = hashlib.sha256(service.encode())
+    for path in view_files(workdir):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def retrieve(workdir: Workdir, service: str) -> Path:
+    """Retrieve every series and week of `service` by a point-in-time join into `training/<digest>/part-*.parquet`.
+
+    Rows are sorted by keys and time and hold the whole weekly grid with the upcoming week (label null). A set that is
+    there already is returned as it is. Raises UserError for missing feature files.
+    """
+    missing = [str(path) for path in view_files(workdir) if not path.is_file()]
+    if missing:
+        raise UserError(f"feature files {missing} are missing; run `salescast features` first")
+    target = workdir.training / training_digest(workdir, service)
+    if (target / "_SUCCESS").is_file():
+        return target
+    store = open_store(workdir)
+    entities = workdir.data / f"{schema.SALES_VIEW}.parquet"
+    frame = pq.read_table(entities, columns=[*schema.KEYS, schema.TIMESTAMP])
+    job = store.get_historical_features(entity_df=frame, features=store.get_feature_service(service))
+    with replace_dir(target) as temporary:
+        write_training_set(job.to_arrow(), temporary / "part-00000.parquet")
+        (temporary / "_SUCCESS").touch()
+    return target
+
+
+def write_training_set(table: pa.Table, path: Path, group_rows: int = 32_768) -> None:
+    """Write rows sorted by keys in row groups of about `group_rows` that never cut a series in two."""
+    series = pl.from_arrow(table.select(list(schema.KEYS)))
+    starts = series.select(pl.struct(schema.KEYS).rle_id().alias("series")).to_series().to_numpy()
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        begin = 0
+        while begin < len(starts):
+            end = min(begin + group_rows, len(starts))
+            while end < len(starts) and starts[end] == starts[end - 1]:
+                end += 1
+            writer.write_table(table.slice(begin, end - begin), row_group_size=end - begin)
+            begin = end
