@@ -1,0 +1,205 @@
+"""The raw dataset folder: what it holds, how it is written whole and read back.
+
+sales.parquet        RAW_SALES, observed rows only, sorted by store, department, week
+store_weeks.parquet  RAW_STORE_WEEKS, covariates of a store's week, also after the last sales week
+stores.parquet       RAW_STORES
+plan.parquet         only with planned inputs: store_id, dept_id (null = every department of the store), week,
+                     known_at (null = always known) and one Float32 column for each planned input
+dataset.json         `Dataset`
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from salescast import demo
+from salescast.errors import UserError
+from salescast.files import replace_dir
+from salescast.schema import KEY_TYPES, RAW_SALES, RAW_STORE_WEEKS, RAW_STORES
+
+SALES: Final = "sales.parquet"
+STORE_WEEKS: Final = "store_weeks.parquet"
+STORES: Final = "stores.parquet"
+PLAN: Final = "plan.parquet"
+META: Final = "dataset.json"
+REJECTED: Final = "rejected.csv"
+
+PLAN_KEYS: Final[dict[str, pl.DataType]] = {**KEY_TYPES, "week": pl.Date(), "known_at": pl.Datetime("us", "UTC")}
+ROW_GROUP: Final = 128_000  # rows: small enough to read single stores, large enough to compress
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """dataset.json. `noise_floor_mape` is a share (0.03 = 3 %), known of generated data only."""
+
+    source: str
+    rows: int
+    series: int
+    stores: int
+    first_week: date
+    last_week: date
+    country: str = "US"
+    planned: tuple[str, ...] = ()
+    open_days: str | None = None
+    noise_floor_mape: float | None = None
+    seed: int | None = None
+    digest: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str, indent=2) + "\n"
+
+    @classmethod
+    def read(cls, raw_dir: Path) -> Self:
+        """Raises UserError when the folder holds no dataset or one of another version."""
+        try:
+            values: dict[str, Any] = json.loads((raw_dir / META).read_text())
+            first, last = (date.fromisoformat(values.pop(name)) for name in ("first_week", "last_week"))
+            planned = tuple(values.pop("planned"))
+            return cls(**values, first_week=first, last_week=last, planned=planned)
+        except FileNotFoundError:
+            raise UserError(
+                f"no dataset in {raw_dir} ({META} is missing); run `salescast data generate` or `salescast data import`"
+            ) from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{raw_dir / META} cannot be used ({error}); generate or import the data again") from None
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A dataset folder opened for reading; the two tables that grow with the series are lazy."""
+
+    meta: Dataset
+    sales: pl.LazyFrame
+    store_weeks: pl.DataFrame
+    stores: pl.DataFrame
+    plan: pl.LazyFrame | None
+
+
+def load(raw_dir: Path) -> Raw:
+    """Open a raw dataset folder. Raises UserError when a part is missing or unreadable, or has other columns."""
+    meta = Dataset.read(raw_dir)
+    plan = _scan(raw_dir / PLAN, {**PLAN_KEYS, **dict.fromkeys(meta.planned, pl.Float32())}) if meta.planned else None
+    return Raw(
+        meta=meta,
+        sales=_scan(raw_dir / SALES, RAW_SALES),
+        store_weeks=_scan(raw_dir / STORE_WEEKS, RAW_STORE_WEEKS).collect(),
+        stores=_scan(raw_dir / STORES, RAW_STORES).collect(),
+        plan=plan,
+    )
+
+
+def _scan(path: Path, schema: dict[str, pl.DataType]) -> pl.LazyFrame:
+    try:
+        found = pl.scan_parquet(path, glob=False)
+        actual = found.collect_schema()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path} cannot be read ({error}); generate or import the data again") from None
+    if dict(actual) != schema:
+        raise UserError(f"{path} has the columns {dict(actual)}, not {schema}; generate or import the data again")
+    return found
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of the dataset folder `out` at a clean exit.
+
+    Raises UserError when `out` cannot be written, or holds something that is not a dataset.
+    """
+    if out.is_dir() and not (out / META).exists() and any(entry.name != REJECTED for entry in out.iterdir()):
+        raise UserError(f"{out} holds other files and no dataset; give a new folder, its content would be replaced")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give a folder to write the dataset to")
+    try:
+        with replace_dir(out) as temporary:
+            yield temporary
+    except OSError as error:
+        raise UserError(f"cannot write the dataset to {out}: {error.strerror or error}; give another folder") from None
+
+
+class Writer:
+    """Writes chunks of a raw table, already in key order, to one Parquet file, and hashes their content.
+
+    The hash is over values, column by column: it depends neither on the chunks nor on the Parquet version.
+    """
+
+    def __init__(self, path: Path, schema: dict[str, pl.DataType]) -> None:
+        self.rows = 0
+        self._columns = {name: hashlib.sha256(f"{name}:{dtype}".encode()) for name, dtype in schema.items()}
+        self._missing = {name: hashlib.sha256() for name in schema}
+        self._schema = pl.DataFrame(schema=schema).to_arrow().schema
+        self._file = pq.ParquetWriter(path, self._schema, compression="zstd", compression_level=1)
+
+    def write(self, chunk: pl.DataFrame) -> None:
+        """Append rows. `chunk` has the columns of the schema, in its order."""
+        for column in chunk:
+            digest = self._columns[column.name]
+            digest.update(_content(column))
+            if column.null_count():
+                missing = np.flatnonzero(column.is_null().to_numpy()) + self.rows
+                self._missing[column.name].update(missing.astype(np.int64).tobytes())
+        self.rows += chunk.height
+        self._file.write_table(chunk.to_arrow().cast(self._schema), row_group_size=ROW_GROUP)
+
+    def close(self) -> str:
+        """Finish the file; the digest of its content."""
+        self._file.close()
+        return combined([part.hexdigest() for part in (*self._columns.values(), *self._missing.values())])
+
+
+def _content(column: pl.Series) -> bytes:
+    """The values of a column as bytes; a missing value reads as zero or an empty string."""
+    if column.dtype == pl.String:
+        return "".join(f"{value}\0" for value in column.fill_null("")).encode()
+    return column.to_physical().fill_null(0).to_numpy().tobytes()
+
+
+def write_table(path: Path, schema: dict[str, pl.DataType], table: pl.DataFrame) -> str:
+    """One whole raw table; the digest of its content."""
+    writer = Writer(path, schema)
+    writer.write(table)
+    return writer.close()
+
+
+def combined(digests: list[str]) -> str:
+    """One digest of the digests of the parts, in their order."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def generate(out: Path, stores: int = 45, depts: int = 14, weeks: int = 104, seed: int = 42) -> Dataset:
+    """Write a demo dataset of stores x depts x weeks rows to the folder `out` (see `demo`).
+
+    Memory is bounded by a chunk of stores; the content depends on the four numbers only. Raises UserError on numbers
+    out of range and when the folder cannot be written.
+    """
+    world = demo.World.create(stores, depts, weeks, seed)
+    with replacing(out) as folder:
+        sales, store_weeks, static = (
+            Writer(folder / name, schema)
+            for name, schema in ((SALES, RAW_SALES), (STORE_WEEKS, RAW_STORE_WEEKS), (STORES, RAW_STORES))
+        )
+        for chunk in world.chunks():
+            sales.write(chunk.sales)
+            store_weeks.write(chunk.store_weeks)
+            static.write(chunk.stores)
+        meta = Dataset(
+            source="generated",
+            rows=sales.rows,
+            series=stores * depts,
+            stores=stores,
+            first_week=world.weeks[0].item(),
+            last_week=world.weeks[-1].item(),
+            noise_floor_mape=demo.NOISE_FLOOR_MAPE,
+            seed=seed,
+            digest=combined([part.close() for part in (sales, store_weeks, static)]),
+        )
+        (folder / META).write_text(meta.to_json())
+    return meta
