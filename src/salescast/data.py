@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from salescast import demo
@@ -125,6 +126,12 @@ def replacing(out: Path) -> Iterator[Path]:
         raise UserError(f"cannot write the dataset to {out}: {error.strerror or error}; give another folder") from None
 
 
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Compressed; dictionaries only where values repeat: trying them on measured values takes most of the time."""
+    repeating = [field.name for field in schema if not pa.types.is_floating(field.type)]
+    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, use_dictionary=repeating)
+
+
 class Writer:
     """Writes chunks of a raw table, already in key order, to one Parquet file, and hashes their content.
 
@@ -136,7 +143,7 @@ class Writer:
         self._columns = {name: hashlib.sha256(f"{name}:{dtype}".encode()) for name, dtype in schema.items()}
         self._missing = {name: hashlib.sha256() for name in schema}
         self._schema = pl.DataFrame(schema=schema).to_arrow().schema
-        self._file = pq.ParquetWriter(path, self._schema, compression="zstd", compression_level=1)
+        self._file = parquet_writer(path, self._schema)
 
     def write(self, chunk: pl.DataFrame) -> None:
         """Append rows. `chunk` has the columns of the schema, in its order."""

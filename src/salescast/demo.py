@@ -175,7 +175,7 @@ class World:
         depts, weeks = sales.shape
         kind, place = rng.choice(3, p=_TYPE_SHARE), rng.integers(4)
         size = int(_TYPE_SIZE[kind] * np.exp(rng.normal(0, 0.2)))
-        unusual = 5 * _autoregressive(rng.normal(size=weeks), 0.5)
+        unusual = 5 * _autoregressive(rng.standard_normal((weeks,)), 0.5)
         jobless = rng.normal(7, 1.2) + np.cumsum(rng.normal(0, 0.03, weeks))
         conditions[0] = _CLIMATE[place] + 20 * self.warmth + unusual
         conditions[1] = self.fuel + rng.normal(0, 0.1) + rng.normal(0, 0.02, weeks)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from salescast import weeks
-from salescast.data import Raw, load
+from salescast.data import Raw, load, parquet_writer
 from salescast.errors import UserError
 from salescast.files import replace_file
 from salescast.schema import KEYS, LABEL, SALES_FEATURES, SALES_VIEW, STORE_FEATURES, STORE_VIEW, TIMESTAMP
@@ -169,7 +169,7 @@ class _ViewFile:
         self.rows += table.height
         arrow: pa.Table = table.to_arrow(compat_level=pl.CompatLevel.oldest())
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, arrow.schema, compression="zstd", compression_level=1)
+            self._writer = parquet_writer(self._path, arrow.schema)
         ends = table.group_by(KEYS, maintain_order=True).len()["len"].cum_sum()
         start = 0
         while start < table.height:
