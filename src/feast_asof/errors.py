@@ -1,0 +1,9 @@
+"""The two errors users of the store see; each message names what is wrong, what was given and what to do."""
+
+
+class AsofError(ValueError):
+    """Input that cannot be joined, or a cluster that cannot be used."""
+
+
+class SourceNotFoundError(AsofError, FileNotFoundError):
+    """A Parquet file or folder that does not exist."""

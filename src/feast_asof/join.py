@@ -1,0 +1,150 @@
+"""The join of one feature view onto entity rows: read, encode, search, gather. Both engines run exactly this."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feast_asof import columns, encode, kernel
+from feast_asof.source import Bounds, Source, bound
+
+Moments = tuple[pa.Array, str]  # timestamps as `encode.instants` gives them
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One feature: its column in the file, its name in the result, its declared type (None: as in the file)."""
+
+    column: str
+    name: str
+    dtype: pa.DataType | None
+
+
+@dataclass(frozen=True)
+class View:
+    """What is to be joined from one feature view. Plain values: it travels to workers."""
+
+    name: str
+    path: str
+    filesystem: Any
+    keys: tuple[tuple[str, str], ...]  # (column of the source, column of the entity frame)
+    timestamp: str
+    created: str | None
+    features: tuple[Feature, ...]
+    ttl: int  # microseconds, 0 = for ever
+    known_at: bool  # only rows created at or before the entity timestamp
+
+    def open(self) -> Source:
+        """Its Parquet files. Raises AsofError, see `Source.open`."""
+        return Source.open(f"the source of feature view {self.name!r}", self.path, self.filesystem)
+
+    def index_columns(self) -> list[str]:
+        """The columns of the source that decide which row is chosen."""
+        created = [self.created] if self.created else []
+        return list(dict.fromkeys([*(column for column, _ in self.keys), self.timestamp, *created]))
+
+
+def prunable(dtype: pa.DataType) -> bool:
+    """Whether key columns of this type have a range to compare with row group statistics."""
+    return not pa.types.is_dictionary(dtype) and encode.key_class(dtype) in ("integer", "string", "date", "timestamp")
+
+
+def key_bounds(view: View, source: Source, ranges: Mapping[str, tuple[Any, Any]]) -> Bounds:
+    """Ranges of the entity frame's keys as values of the source's types; what does not convert is left out."""
+    bounds = {}
+    for column, key in view.keys:
+        dtype = source.type_of(column)
+        low, high = ranges.get(key, (None, None))
+        if (
+            low is None
+            or not low.is_valid
+            or not prunable(dtype)
+            or encode.key_class(dtype) != encode.key_class(low.type)
+        ):
+            continue
+        try:
+            bounds[column] = (low.cast(dtype), high.cast(dtype))
+        except pa.ArrowInvalid:  # a key beyond the column's width: reading more is right, too
+            continue
+    return bounds
+
+
+def bounds_of(view: View, source: Source, entity: pa.Table, moments: Moments) -> Bounds:
+    """What rows of the source can matter for these entity rows, by the ranges of their keys and timestamps."""
+    spans = {key: pc.min_max(entity[key]) for _, key in view.keys if prunable(entity[key].type)}
+    bounds = dict(key_bounds(view, source, {key: (span["min"], span["max"]) for key, span in spans.items()}))
+    values, unit = moments
+    span = pc.min_max(values)
+    if span["max"].as_py() is not None:
+        bounds[view.timestamp] = time_bounds(view, source, span["min"].as_py(), span["max"].as_py(), unit)
+    return bounds
+
+
+def time_bounds(view: View, source: Source, first: int, last: int, unit: str) -> tuple[Any, Any]:
+    """The source timestamps that entity timestamps from `first` to `last` can see."""
+    dtype = source.type_of(view.timestamp)
+    ttl = view.ttl * (1000 if unit == "ns" else 1)
+    return bound(first - ttl if ttl else None, dtype, True, unit), bound(last, dtype, False, unit)
+
+
+def chosen(view: View, table: pa.Table, entity: pa.Table, moments: Moments) -> kernel.Ints:
+    """For each entity row the row of `table` (the view's index columns) to take, -1 for none.
+
+    `moments` are the entity timestamps from `encode.instants`.
+    """
+    usable = [table[column] for column, _ in view.keys] + [table[view.timestamp]]
+    rows = None
+    if any(column.null_count for column in usable):
+        valid = np.logical_and.reduce([np.asarray(pc.is_valid(column)) for column in usable])
+        rows = np.flatnonzero(valid)
+        table = table.take(pa.array(rows))
+    codes = [encode.key_codes(encode.flat(table[c]), encode.flat(entity[key]), key) for c, key in view.keys]
+    keys = kernel.combine(codes, table.num_rows, entity.num_rows)
+    timed = [encode.instants(table[view.timestamp]), moments]
+    if view.created:
+        timed.append(encode.instants(table[view.created]))
+    units = {unit for _, unit in timed}
+    time, now, *rest = encode.same_unit(units, timed)
+    if moments[0].null_count:
+        keys = kernel.Codes(keys.source, np.where(np.asarray(moments[0].is_valid()), keys.entity, -1), keys.span)
+    created = columns.least(rest[0], timed[2][0].is_null()) if rest else None
+    ttl = view.ttl * (1000 if "ns" in units else 1)
+    found = kernel.asof(keys, kernel.Side(time, created), now, ttl, view.known_at)
+    return found if rows is None or not len(rows) else np.where(found < 0, -1, rows[found])
+
+
+def features_of(view: View, source: Source, index: kernel.Ints) -> dict[str, pa.ChunkedArray]:
+    """The view's features at the chosen rows, one column read and gathered per thread at a time."""
+    parts = columns.slices(index)
+
+    def one(feature: Feature) -> pa.ChunkedArray:
+        what = f"feature {feature.column!r} of feature view {view.name!r}"
+        return columns.gather(source.column(feature.column), parts, feature.dtype, what)
+
+    with ThreadPoolExecutor(kernel.threads()) as pool:
+        gathered = pool.map(one, view.features)
+        return {feature.name: column for feature, column in zip(view.features, gathered, strict=True)}
+
+
+def join(view: View, entity: pa.Table, moments: Moments) -> dict[str, pa.ChunkedArray]:
+    """The features of one view, valid at each entity row.
+
+    Args:
+        view: what to join.
+        entity: at least the join key columns, [n] rows.
+        moments: entity timestamps from `encode.instants`, [n].
+
+    Returns:
+        Feature name -> column of n values in the declared type, null where no row was valid.
+
+    Raises:
+        AsofError: unreadable source, or values that do not convert to the declared types.
+    """
+    source = view.open()
+    source = source.within(bounds_of(view, source, entity, moments))
+    index = chosen(view, source.read(view.index_columns()), entity, moments)
+    return features_of(view, source, index)

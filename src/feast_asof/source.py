@@ -1,0 +1,109 @@
+"""Parquet files and folders: opening, pruning row groups by their statistics, reading single columns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from feast_asof.errors import AsofError, SourceNotFoundError
+
+Bounds = Mapping[str, tuple[Any, Any]]  # column -> (least, greatest) value that can matter, None = open
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of one Parquet file or folder, in file order."""
+
+    what: str  # for messages: "the source of feature view 'x'"
+    path: str
+    dataset: ds.Dataset
+
+    @classmethod
+    def open(cls, what: str, path: str, filesystem: Any = None) -> Self:
+        """Read the schema only.
+
+        Raises SourceNotFoundError if there is no such path, AsofError if it holds no readable Parquet.
+        """
+        try:
+            dataset = ds.dataset(path, format="parquet", filesystem=filesystem, partitioning="hive")
+        except FileNotFoundError as error:
+            raise SourceNotFoundError(f"{what}: no Parquet file or folder at {path}") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            raise AsofError(f"{what}: {path} is not readable as Parquet: {error}") from error
+        if not dataset.files:
+            raise SourceNotFoundError(f"{what}: the folder {path} holds no Parquet files")
+        return cls(what, path, dataset)
+
+    def type_of(self, column: str) -> pa.DataType:
+        """Type of a column. Raises AsofError, listing what the file has, if there is none of that name."""
+        if column not in self.dataset.schema.names:
+            raise AsofError(
+                f"{self.what}: {self.path} has no column {column!r}; it has {', '.join(self.dataset.schema.names)}"
+            )
+        return self.dataset.schema.field(column).type
+
+    def fragments(self, bounds: Bounds) -> list[ds.ParquetFileFragment]:
+        """Files cut down to the row groups whose statistics allow values within `bounds`."""
+        terms = [
+            term
+            for column, (least, greatest) in bounds.items()
+            for term in (
+                pc.field(column) >= least if least is not None else None,
+                pc.field(column) <= greatest if greatest is not None else None,
+            )
+            if term is not None
+        ]
+        try:
+            if not terms:
+                return list(self.dataset.get_fragments())
+            wanted = reduce(and_, terms)
+            cut = [fragment.subset(wanted) for fragment in self.dataset.get_fragments(wanted)]
+            return [fragment for fragment in cut if fragment.row_groups]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise AsofError(f"{self.what}: {self.path} is not readable as Parquet: {error}") from error
+
+    def within(self, bounds: Bounds) -> Self:
+        """The same source without the row groups that lie outside `bounds`."""
+        kept = self.fragments(bounds)
+        dataset = ds.FileSystemDataset(kept, self.dataset.schema, self.dataset.format, self.dataset.filesystem)
+        return type(self)(self.what, self.path, dataset)
+
+    def read(self, columns: list[str]) -> pa.Table:
+        """All rows of some columns. Raises AsofError if the file is damaged or lacks one."""
+        for column in columns:
+            self.type_of(column)
+        try:
+            return self.dataset.to_table(columns=columns)
+        except FileNotFoundError as error:
+            raise SourceNotFoundError(f"{self.what}: a file vanished while reading {self.path}: {error}") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            raise AsofError(f"{self.what}: {self.path} is damaged: {error}") from error
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column, see `read`."""
+        return self.read([name]).column(0)
+
+
+def bound(value: int | None, dtype: pa.DataType, up: bool, unit: str) -> pa.Scalar | None:
+    """An instant (int, "us" or "ns" since 1970) as a value of a column's type for `Source.within`; None: not possible.
+
+    Rounds outwards to the column's unit, so that no row within the bound is lost.
+    """
+    if value is None:
+        return None
+    nanos = value * (1000 if unit == "us" else 1)
+    if pa.types.is_date32(dtype):
+        step = 86_400 * 10**9
+    elif pa.types.is_timestamp(dtype):
+        step = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[dtype.unit]
+    else:
+        return None
+    count = -(-nanos // step) if up else nanos // step
+    if not -(2**63) <= count < 2**63:
+        return None
+    return pa.scalar(count, pa.int64() if dtype != pa.date32() else pa.int32()).cast(dtype)

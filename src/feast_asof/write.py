@@ -1,0 +1,147 @@
+"""Parquet files that appear whole or not at all."""
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from feast_asof.errors import AsofError
+
+PART_ROWS = 1 << 22  # rows of one file of a dataset
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write a file or fill a folder at; on success it is synced and takes the target's place.
+
+    On an error the target stays as it was and nothing is left beside it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    try:
+        yield beside
+        for path in [beside, *beside.rglob("*")] if beside.is_dir() else [beside]:
+            _sync(path)
+        old = beside.with_name(beside.name + ".old")
+        if target.is_dir():  # a folder cannot be replaced in one step
+            target.rename(old)
+        beside.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside)
+        else:
+            beside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def parquet(table: pa.Table, path: Path) -> None:
+    """Write one Parquet file, atomically."""
+    with whole(path) as beside:
+        pq.write_table(table, beside, compression="zstd")
+
+
+def dataset(table: pa.Table, folder: Path) -> list[Path]:
+    """Write the rows in their order as folder/part-00000.parquet ...; the folder appears when all are written."""
+    starts = range(0, max(table.num_rows, 1), PART_ROWS)
+    names = [f"part-{number:05d}.parquet" for number, _ in enumerate(starts)]
+    with whole(folder) as beside:
+        beside.mkdir()
+        for name, start in zip(names, starts, strict=True):
+            pq.write_table(table.slice(start, PART_ROWS), beside / name, compression="zstd")
+    return [folder / name for name in names]
+
+
+def fresh(folder: Path) -> Path:
+    """A path below `folder` that does not exist yet."""
+    return folder / uuid.uuid4().hex
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A hidden folder below `folder`, removed afterwards."""
+    path = folder / f".{uuid.uuid4().hex}"
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def merge(parts: list[Path], target: Path) -> None:
+    """Concatenate Parquet files, row group by row group, into one that appears when complete."""
+    with whole(target) as beside, pq.ParquetWriter(beside, pq.read_schema(parts[0]), compression="zstd") as writer:
+        for part in parts:
+            with pq.ParquetFile(part) as source:
+                for group in range(source.num_row_groups):
+                    writer.write_table(source.read_row_group(group))
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a lock on the folder of `path`: read-and-replace by two writers would lose rows."""
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def append(table: pa.Table, path: Path, view: str) -> None:
+    """Add rows to a Parquet file (rewritten, atomically) or to a folder (a new file).
+
+    Raises AsofError if the columns are not exactly the existing ones or a value does not convert.
+    """
+    folder = path.is_dir()
+    existing = ds.dataset(path, format="parquet").schema
+    if set(table.column_names) != set(existing.names):
+        raise AsofError(
+            f"feature view {view!r}: the rows have columns {', '.join(table.column_names)}, "
+            f"but {path} has {', '.join(existing.names)}: give exactly those"
+        )
+    try:
+        rows = table.select(existing.names).cast(existing)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise AsofError(f"feature view {view!r}: the rows do not convert to the columns of {path}: {error}") from error
+    if folder:
+        parquet(rows, path / f"part-{uuid.uuid4().hex}.parquet")
+        return
+    with alone(path), scratch(path.parent) as beside:
+        parquet(rows, beside / "new.parquet")
+        merge([path, beside / "new.parquet"], path)
+
+
+def add(table: pa.Table, folder: Path, name: str, by: list[str]) -> None:
+    """Add rows to a folder of Parquet, in sub-folders by the columns `by`; each file appears complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with scratch(folder) as beside:
+        ds.write_dataset(
+            table,
+            beside,
+            format="parquet",
+            basename_template=name + "-{i}.parquet",
+            partitioning=by,
+            partitioning_flavor="hive" if by else None,
+        )
+        for file in sorted(beside.rglob("*.parquet")):
+            _sync(file)
+            target = folder / file.relative_to(beside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(target)
+            _sync(target.parent)
