@@ -22,10 +22,8 @@ sales = view(schema.SALES_VIEW, schema.SALES_FEATURES)
 stores = view(schema.STORE_VIEW, schema.STORE_FEATURES)
 seasonal = view(schema.SEASONAL_VIEW, schema.SEASONAL_FEATURES | planned_schema(data))
 
-known = sales[[name for name in schema.SALES_FEATURES if name != schema.LABEL]]
-services = [
-    FeatureService(name=schema.TRAINING_SERVICE, features=[sales, stores]),
-    FeatureService(name=schema.INFERENCE_SERVICE, features=[known, stores]),
-    FeatureService(name=schema.TRAINING_SERVICE_SEASONAL, features=[sales, stores, seasonal]),
-    FeatureService(name=schema.INFERENCE_SERVICE_SEASONAL, features=[known, stores, seasonal]),
-]
+known = [name for name in schema.SALES_FEATURES if name != schema.LABEL]
+training = FeatureService(name=schema.TRAINING_SERVICE, features=[sales, stores])
+inference = FeatureService(name=schema.INFERENCE_SERVICE, features=[sales[known], stores])
+training_seasonal = FeatureService(name=schema.TRAINING_SERVICE_SEASONAL, features=[sales, stores, seasonal])
+inference_seasonal = FeatureService(name=schema.INFERENCE_SERVICE_SEASONAL, features=[sales[known], stores, seasonal])
