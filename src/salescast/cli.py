@@ -1,13 +1,10 @@
 """The command line: one thin function a verb. What can be mended by the user ends in one line, never in a traceback."""
 
-import json
 import logging
-import os
 import sys
-from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
@@ -24,18 +21,23 @@ app.add_typer(data_app, name="data")
 
 WorkdirOption = Annotated[
     Path | None,
-    typer.Option("--workdir", help="Folder of everything a pipeline makes.", envvar="SALESCAST_WORKDIR", show_default="shared"),
+    typer.Option(
+        "--workdir", help="Folder of everything a pipeline makes.", envvar="SALESCAST_WORKDIR", show_default="shared"
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Dataset folder.", show_default="WORKDIR/data/raw")]
 HorizonOption = Annotated[int, typer.Option(min=1, max=52, help="Weeks ahead.")]
 ServiceOption = Annotated[
     str,
-    typer.Option("--feature-service", help=f"{TRAINING_SERVICE_SEASONAL}, or {TRAINING_SERVICE} for the published base."),
+    typer.Option(
+        "--feature-service", help=f"{TRAINING_SERVICE_SEASONAL}, or {TRAINING_SERVICE} for the published base."
+    ),
 ]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Networks in the ensemble (one bundle, one forward pass).")]
 CutoffsOption = Annotated[
-    str | None, typer.Option(help="Last weeks seen, comma-separated dates; by default quarterly, as many as the data allow.")
+    str | None,
+    typer.Option(help="Last weeks seen, comma-separated dates; by default quarterly, as many as the data allow."),
 ]
 
 
@@ -43,9 +45,7 @@ def _workdir(root: Path | None) -> Workdir:
     return Workdir((root or settings().workdir).resolve())
 
 
-def _dates(text: str | None) -> list[date] | None:
-    if text is None:
-        return None
+def _dates(text: str) -> list[date]:
     try:
         return [datetime.strptime(part.strip(), "%Y-%m-%d").date() for part in text.split(",")]
     except ValueError:
@@ -59,6 +59,10 @@ def _mapping(pairs: list[str]) -> dict[str, str]:
     if wrong:
         raise UserError(f"--map must be NAME=COLUMN, such as Store=shop_id, got {wrong[0]!r}")
     return {name: column for name, _, column in split}
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 def _config(service: str, horizon: int, seeds: int) -> TrainConfig:
@@ -75,7 +79,8 @@ def _config(service: str, horizon: int, seeds: int) -> TrainConfig:
 def _root(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False) -> None:
     """From a retailer's weekly sales to calibrated forecasts.
 
-    Example: `salescast run` makes demo data and runs everything; `salescast forecast --store 1 --dept 3` asks for numbers.
+    Example: `salescast run` makes demo data and runs everything;
+    `salescast forecast --store 1 --dept 3` then asks for numbers.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -107,12 +112,16 @@ def data_generate(
 def data_import(
     sales: Annotated[Path, typer.Option(help="CSV or Parquet with Store, Dept, Date, Weekly_Sales.")],
     out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
-    features: Annotated[Path | None, typer.Option(help="CSV or Parquet with Store, Date and columns of the week.")] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet with Store, Date and columns of the week.")
+    ] = None,
     stores: Annotated[Path | None, typer.Option(help="CSV or Parquet with Store, Type, Size, Region.")] = None,
     rename: Annotated[list[str], typer.Option("--map", help="NAME=COLUMN, when a column has another name.")] = [],  # noqa: B006
     planned: Annotated[str | None, typer.Option(help="Columns known ahead, comma-separated.")] = None,
     open_days: Annotated[str | None, typer.Option(help="The planned column with the open days of a week.")] = None,
-    country: Annotated[str, typer.Option(help="Country of the holidays (ISO 3166, as the library `holidays` names it).")] = "US",
+    country: Annotated[
+        str, typer.Option(help="Country of the holidays (ISO 3166, as the library `holidays` names it).")
+    ] = "US",
     skip_bad_rows: Annotated[bool, typer.Option(help="Import the good rows although some are bad.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -120,18 +129,20 @@ def data_import(
 
     Example: `salescast data import --sales train.csv --features features.csv --stores stores.csv --out mydata`
     """
-    from salescast import importing
+    from salescast import ingest
 
-    report = importing.import_sales(
+    report = ingest.import_sales(
         sales, features, stores, out,
-        mapping=_mapping(rename), planned=tuple(planned.split(",")) if planned else (), open_days=open_days,
+        mapping=_mapping(rename), planned=_names(planned), open_days=open_days,
         country=country, skip_bad_rows=skip_bad_rows,
     )  # fmt: skip
     show.import_report(report, out, as_json)
 
 
 @app.command("features")
-def build_features(workdir: WorkdirOption = None, data: DataOption = None, horizon: HorizonOption = 8, as_json: JsonOption = False) -> None:
+def build_features(
+    workdir: WorkdirOption = None, data: DataOption = None, horizon: HorizonOption = 8, as_json: JsonOption = False
+) -> None:
     """Compute the feature tables.
 
     Example: `salescast features --data mydata`
@@ -197,12 +208,13 @@ def train_model(
 
     Example: `salescast train --seeds 3`
     """
-    from salescast import pipeline
+    from salescast import bundle, data, pipeline
 
     work = _workdir(workdir)
     with locked(work.root):
-        trained = pipeline.train_stage(work, _config(service, horizon, seeds), _dates(cutoff) or [], backtest=False)
-        show.trained(trained, as_json)
+        final = _dates(cutoff)[0] if cutoff else data.Dataset.read(work.data).last_week
+        trained = pipeline.train_stage(work, _config(service, horizon, seeds), [], final=final)
+    show.trained(trained, bundle.read_metadata(trained.final)["metrics"], as_json)
 
 
 @app.command("backtest")
@@ -211,7 +223,9 @@ def run_backtest(
     data: DataOption = None,
     cutoffs: CutoffsOption = None,
     horizon: HorizonOption = 8,
-    out: Annotated[Path | None, typer.Option(help="Parquet file to write.", show_default="WORKDIR/backtest.parquet")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Parquet file to write.", show_default="WORKDIR/backtest.parquet")
+    ] = None,
     service: ServiceOption = TRAINING_SERVICE_SEASONAL,
     seeds: SeedsOption = 1,
     as_json: JsonOption = False,
@@ -220,14 +234,18 @@ def run_backtest(
 
     Example: `salescast backtest --data mydata --cutoffs 2012-01-27,2012-04-27 --horizon 8 --out backtest.parquet`
     """
-    from salescast import pipeline
+    from salescast import evaluate, pipeline
 
-    if data is not None and workdir is None:
-        workdir = data / ".work"
-    work = _workdir(workdir)
+    work = _workdir(workdir or (data and data / ".work"))
     with locked(work.root):
-        frame = pipeline.backtest(work, data or work.raw, _config(service, horizon, seeds), _dates(cutoffs), out or work.backtest)
-        show.scores(frame, as_json)
+        frame = pipeline.backtest(
+            work,
+            data or work.raw,
+            _config(service, horizon, seeds),
+            _dates(cutoffs) if cutoffs else None,
+            out or work.backtest,
+        )
+    show.scores(evaluate.scores(frame), as_json)
 
 
 @app.command("register")
@@ -240,13 +258,16 @@ def register_model(workdir: WorkdirOption = None, as_json: JsonOption = False) -
 
     work = _workdir(workdir)
     with locked(work.root):
-        show.registration(pipeline.register_stage(work), as_json)
+        result = pipeline.register_stage(work)
+    show.registration(result, as_json)
 
 
 @app.command("serve")
 def serve_model(
     workdir: WorkdirOption = None,
-    model_dir: Annotated[Path | None, typer.Option(help="Bundle folder.", envvar="SALESCAST_MODEL_DIR", show_default="WORKDIR/models")] = None,
+    model_dir: Annotated[
+        Path | None, typer.Option(help="Bundle folder.", envvar="SALESCAST_MODEL_DIR", show_default="WORKDIR/models")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port.", show_default="8080")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port.", show_default="8081")] = None,
 ) -> None:
@@ -268,7 +289,9 @@ def show_forecast(
     dept: Annotated[int, typer.Option(help="Department id; 0 for sales by store only.")] = 0,
     weeks: HorizonOption = 8,
     every: Annotated[bool, typer.Option("--all", help="Every series, to a file.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Parquet file for --all.", show_default="WORKDIR/forecasts.parquet")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Parquet file for --all.", show_default="WORKDIR/forecasts.parquet")
+    ] = None,
     draw: Annotated[bool, typer.Option(help="Draw history and forecast.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -321,21 +344,22 @@ def run_pipeline(
 
     Example: `salescast run --sales train.csv --features features.csv --stores stores.csv --workdir my-run`
     """
-    from salescast import data, importing, pipeline
+    from salescast import data, ingest, pipeline
 
-    def source(out: Path) -> importing.ImportReport | None:
+    def source(out: Path) -> None:
         if sales is None:
             data.generate(out, seed=seed)
-            return None
-        return importing.import_sales(
+            return
+        ingest.import_sales(
             sales, features, stores, out,
-            mapping=_mapping(rename), planned=tuple(planned.split(",")) if planned else (), open_days=open_days,
+            mapping=_mapping(rename), planned=_names(planned), open_days=open_days,
             country=country, skip_bad_rows=skip_bad_rows,
         )  # fmt: skip
 
     work = _workdir(workdir)
-    with locked(work.root):
-        summary = pipeline.run(work, source, _config(service, horizon, seeds), _dates(cutoffs))
+    dates = _dates(cutoffs) if cutoffs else None
+    with locked(work.root), show.stages() as started:
+        summary = pipeline.run(work, source, _config(service, horizon, seeds), dates, started)
     show.summary(summary, as_json)
 
 

@@ -75,6 +75,11 @@ class Workdir:
         return self.root / "fits"
 
     @property
+    def plan(self) -> Path:
+        """The training plan of the last launch."""
+        return self.fits / "plan.json"
+
+    @property
     def backtest(self) -> Path:
         return self.root / "backtest.parquet"
 
@@ -127,6 +132,7 @@ class TrainConfig:
     ema: float = 0.99
     patience: int = 5
     holdout_weeks: int = 13
+    min_history: int = 4
     seed: int = 42
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

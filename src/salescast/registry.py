@@ -1,6 +1,7 @@
 """The MLflow registry: every model gets a version, the best one the alias `champion`."""
 
 import logging
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from salescast.schema import KEYS, MODEL_NAME
 logger = logging.getLogger(__name__)
 
 CHAMPION: Final = "champion"
+BACKTEST: Final = "backtest.parquet"
 ROW: Final = (*KEYS, "cutoff", "horizon")
 
 
@@ -54,7 +56,9 @@ def judge(backtest: pl.DataFrame, model: str, champion: pl.DataFrame | None) -> 
     new = scores(both)["wmape"].item()
     old = scores(both.with_columns(yhat=pl.col("old")))["wmape"].item()
     if new < old:
-        return Verdict(True, f"beats every baseline and the champion: WMAPE {new:.2%} against {old:.2%} on the same rows")
+        return Verdict(
+            True, f"beats every baseline and the champion: WMAPE {new:.2%} against {old:.2%} on the same rows"
+        )
     return Verdict(False, f"does not beat the champion: WMAPE {new:.2%} against {old:.2%} on the same rows")
 
 
@@ -79,6 +83,7 @@ def register(workdir: Workdir, run_id: str, digest: str, backtest: pl.DataFrame,
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient(tracking_uri=tracking_uri(workdir), registry_uri=tracking_uri(workdir))
+    _log_results(client, run_id, backtest, model)
     try:
         client.create_registered_model(MODEL_NAME)
     except MlflowException as error:
@@ -93,19 +98,32 @@ def register(workdir: Workdir, run_id: str, digest: str, backtest: pl.DataFrame,
         return Registration(int(version.version), str(version.version) == str(current), reason)
     verdict = judge(backtest, model, _champion_backtest(client, known, current))
     source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
-    tags = {"digest": digest, "verdict": verdict.reason}
+    tags = {"digest": digest, "verdict": verdict.reason, "model": model}
     version = client.create_model_version(MODEL_NAME, source, run_id=run_id, tags=tags)
     if verdict.champion:
         client.set_registered_model_alias(MODEL_NAME, CHAMPION, version.version)
     return Registration(int(version.version), verdict.champion, verdict.reason)
 
 
+def _log_results(client, run_id: str, backtest: pl.DataFrame, model: str) -> None:  # type: ignore[no-untyped-def]
+    """The backtest frame, its table and the model's metrics, in the run of the final fit."""
+    table = scores(backtest)
+    mine = table.filter(pl.col("model") == model).row(0, named=True)
+    for name, value in mine.items():
+        if isinstance(value, float) and math.isfinite(value):
+            client.log_metric(run_id, f"backtest_{name}", value)
+    client.log_text(run_id, table.write_csv(), "backtest_scores.csv")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / BACKTEST
+        backtest.write_parquet(path)
+        client.log_artifact(run_id, str(path))
+
+
 def _champion_backtest(client, known, current: str | None) -> pl.DataFrame | None:  # type: ignore[no-untyped-def]
     """The champion's forecasts in its own backtest, from its run's artifacts; None without a champion."""
-    run_ids = [version.run_id for version in known if str(version.version) == str(current)]
-    if not run_ids:
+    champions = [version for version in known if str(version.version) == str(current)]
+    if not champions:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        path = client.download_artifacts(run_ids[0], "backtest.parquet", folder)
-        frame = pl.read_parquet(Path(path))
-    return frame.filter(pl.col("model") == frame["model"].first())
+        frame = pl.read_parquet(client.download_artifacts(champions[0].run_id, BACKTEST, folder))
+    return frame.filter(pl.col("model") == champions[0].tags["model"])

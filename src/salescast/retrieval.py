@@ -44,7 +44,7 @@ def feast_fields(columns: Mapping[str, pl.DataType]) -> "list[Field]":
 
 
 def planned_schema(data: Path) -> dict[str, pl.DataType]:
-    """The columns of inputs planned ahead, which differ by dataset; they come after the fixed ones of the seasonal view."""
+    """The columns of inputs planned ahead: they differ by dataset and follow the fixed ones of the seasonal view."""
     columns = pl.read_parquet_schema(data / f"{schema.SEASONAL_VIEW}.parquet")
     return {name: dtype for name, dtype in columns.items() if name.startswith("planned_")}
 
@@ -112,7 +112,9 @@ def apply(workdir: Workdir) -> None:
 def materialize(workdir: Workdir) -> int:
     """Bring the newest row of every series, the upcoming week, into the online store; returns the number of series."""
     newest = pl.scan_parquet(workdir.data / f"{schema.SALES_VIEW}.parquet").select(
-        first=pl.col(schema.TIMESTAMP).min(), last=pl.col(schema.TIMESTAMP).max(), series=pl.struct(schema.KEYS).n_unique()
+        first=pl.col(schema.TIMESTAMP).min(),
+        last=pl.col(schema.TIMESTAMP).max(),
+        series=pl.struct(schema.KEYS).n_unique(),
     )
     first, last, series = newest.collect().row(0)
     store = open_store(workdir)
@@ -159,8 +161,8 @@ def retrieve(workdir: Workdir, service: str) -> Path:
 
 def write_training_set(table: pa.Table, path: Path, group_rows: int = 32_768) -> None:
     """Write rows sorted by keys in row groups of about `group_rows` that never cut a series in two."""
-    series = pl.from_arrow(table.select(list(schema.KEYS)))
-    starts = series.select(pl.struct(schema.KEYS).rle_id().alias("series")).to_series().to_numpy()
+    keys = pl.DataFrame(table.select(list(schema.KEYS)))
+    starts = keys.select(pl.struct(schema.KEYS).rle_id()).to_series().to_numpy()
     with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
         begin = 0
         while begin < len(starts):

@@ -1,0 +1,246 @@
+"""The stages in their order, and `run`, which is all of them. Each stage can be run again; what is there is reused."""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from salescast import data, evaluate, features, schema
+from salescast.config import TrainConfig, Workdir, settings
+from salescast.errors import UserError
+from salescast.files import replace_file
+from salescast.plan import Fit, Plan, Tracking
+from salescast.registry import Registration, tracking_uri
+
+logger = logging.getLogger(__name__)
+
+MODEL: Final = "salescast"
+EXPERIMENT: Final = "salescast"
+FINAL_FIT: Final = "final"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The fits of one launch: the final bundle, the bundles of the backtest by cutoff, the training set of both."""
+
+    training: Path
+    final: Path
+    tested: dict[date, Path]
+
+
+def features_stage(work: Workdir, raw: Path, horizon: int) -> features.Summary:
+    """Build the feature tables of the workdir from a dataset folder, and keep the dataset's description beside them."""
+    summary = features.build(raw, work.data, horizon)
+    with replace_file(work.data / data.META) as temporary:
+        shutil.copyfile(raw / data.META, temporary)
+    return summary
+
+
+def train_stage(work: Workdir, config: TrainConfig, cutoffs: Sequence[date], *, final: date | None) -> Trained:
+    """Retrieve the training set and fit a model at every cutoff, and one up to `final`, in one launch of torchrun.
+
+    The bundles of the cutoffs go to `fits/<digest>/<cutoff>`, the final one to `models`.
+    """
+    from salescast import launch, retrieval
+
+    meta = data.Dataset.read(work.data)
+    training = retrieval.retrieve(work, config.feature_service)
+    plan = Plan(
+        training=training,
+        data_digest=training.name,
+        country=meta.country,
+        config=config,
+        fits=tuple(_fits(work, training.name, cutoffs, final)),
+        checkpoints=work.fits / "checkpoints",
+        tracking=_tracking(work),
+    )
+    launch.train(plan, work.plan, settings().nproc_per_node)
+    tested = {fit.cutoff: fit.out for fit in plan.fits if fit.name != FINAL_FIT}
+    return Trained(training, work.models, tested)
+
+
+def _fits(work: Workdir, digest: str, cutoffs: Sequence[date], final: date | None) -> Iterator[Fit]:
+    for cutoff in cutoffs:
+        yield Fit(f"cutoff-{cutoff}", cutoff, work.fits / digest / str(cutoff))
+    if final is not None:
+        yield Fit(FINAL_FIT, final, work.models)
+
+
+def _tracking(work: Workdir) -> Tracking | None:
+    uri = tracking_uri(work)
+    if uri == "off":
+        return None
+    local = settings().mlflow_tracking_uri is None
+    return Tracking(uri, EXPERIMENT, MODEL, work.fits / "journal", str(work.artifacts.resolve()) if local else None)
+
+
+def default_cutoffs(work: Workdir, config: TrainConfig) -> list[date]:
+    """The dataset's quarterly cutoffs, see `evaluate.quarterly_cutoffs`."""
+    meta = data.Dataset.read(work.data)
+    return evaluate.quarterly_cutoffs(meta.first_week, meta.last_week, config.horizon, config.holdout_weeks)
+
+
+def backtest_stage(work: Workdir, trained: Trained) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The backtest frame of the model and every baseline, and the importance of the feature groups.
+
+    Both are also written to the workdir.
+    """
+    from salescast import baselines, bundle
+    from salescast.dataset import scan
+
+    training = scan(trained.training)
+    bundles = {cutoff: bundle.load(folder) for cutoff, folder in trained.tested.items()}
+    frames = []
+    for cutoff, model in bundles.items():
+        rows = evaluate.base_rows(training, cutoff)
+        frames.append(evaluate.frame_of(model.predict(rows), rows, MODEL))
+        frames.append(baselines.forecasts(training, cutoff, model.horizon))
+    frame = evaluate.with_actuals(pl.concat(frames), training)
+    groups = evaluate.importance(bundles, training, schema.FEATURE_GROUPS, seed=0)
+    _write(frame, work.backtest)
+    _write(groups, work.root / "importance.parquet")
+    return frame, groups
+
+
+def _write(frame: pl.DataFrame, path: Path) -> None:
+    with replace_file(path) as temporary:
+        frame.write_parquet(temporary)
+
+
+def backtest(work: Workdir, raw: Path, config: TrainConfig, cutoffs: Sequence[date] | None, out: Path) -> pl.DataFrame:
+    """Features, retrieval, fits at the cutoffs and backtest, from a dataset folder; the frame also goes to `out`."""
+    from salescast import retrieval
+
+    features_stage(work, raw, config.horizon)
+    retrieval.apply(work)
+    trained = train_stage(work, config, cutoffs or default_cutoffs(work, config), final=None)
+    frame, _ = backtest_stage(work, trained)
+    _write(frame, out)
+    return frame
+
+
+def register_stage(work: Workdir) -> Registration | None:
+    """Log the backtest to the run of the final fit and register its bundle; None when tracking is switched off.
+
+    Raises UserError when there is no trained bundle or no backtest.
+    """
+    from salescast import bundle, registry, tracking
+
+    if tracking_uri(work) == "off":
+        return None
+    digest = bundle.read_metadata(work.models)["digest"]
+    run_id = tracking.run_id(Plan.read(work.plan))
+    if run_id is None or not work.backtest.is_file():
+        raise UserError(f"no tracked training with a backtest in {work.root}; run `salescast run` first")
+    return registry.register(work, run_id, digest, pl.read_parquet(work.backtest), MODEL)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `run` found out; written to run.json for the report."""
+
+    model: str
+    created: str
+    machine: str
+    rows: int
+    series: int
+    features: int
+    seasonal_features: int
+    first_week: date
+    last_week: date
+    seconds: dict[str, float]
+    scores: list[dict[str, Any]]
+    noise_floor_mape: float | None
+    digest: str
+    version: int | None
+    champion: bool
+    reason: str
+    paths: dict[str, str]
+    answers: list[dict[str, Any]]
+
+
+class Timings:
+    """Seconds by stage, in the order of the stages; `started` is told each stage's name."""
+
+    def __init__(self, started: Callable[[str], None]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = started
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self._started(stage)
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - start, 2)
+
+
+def run(
+    work: Workdir,
+    source: Callable[[Path], None],
+    config: TrainConfig,
+    cutoffs: Sequence[date] | None,
+    started: Callable[[str], None],
+) -> Summary:
+    """Everything from data to an answer of the model server. `source` writes the dataset folder it is given.
+
+    Raises UserError from any stage; what earlier stages wrote stays, and a second run reuses it where nothing changed.
+    """
+    from salescast import bundle, forecast, report, retrieval, serving_check
+
+    timed = Timings(started)
+    with timed("data"):
+        source(work.raw)
+    with timed("features"):
+        features_stage(work, work.raw, config.horizon)
+    with timed("apply"):
+        retrieval.apply(work)
+    with timed("retrieval"):
+        retrieval.retrieve(work, config.feature_service)
+    meta = data.Dataset.read(work.data)
+    with timed("training"):
+        trained = train_stage(work, config, cutoffs or default_cutoffs(work, config), final=meta.last_week)
+    with timed("backtest"):
+        frame, _ = backtest_stage(work, trained)
+    with timed("registry"):
+        registered = register_stage(work)
+    with timed("materialize"):
+        retrieval.materialize(work)
+    with timed("forecasts"):
+        forecast.write_all(work, work.forecasts)
+    with timed("serving"):
+        answers = serving_check.ask(work)
+    summary = Summary(
+        model=MODEL,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        rows=meta.rows,
+        series=meta.series,
+        features=len(schema.SALES_FEATURES) + len(schema.STORE_FEATURES),
+        seasonal_features=len(schema.SEASONAL_FEATURES),
+        first_week=meta.first_week,
+        last_week=meta.last_week,
+        seconds=timed.seconds,
+        scores=evaluate.scores(frame).to_dicts(),
+        noise_floor_mape=meta.noise_floor_mape,
+        digest=bundle.read_metadata(work.models)["digest"],
+        version=registered.version if registered else None,
+        champion=bool(registered and registered.champion),
+        reason=registered.reason if registered else "tracking is switched off",
+        paths={"report": str(work.report), "forecasts": str(work.forecasts), "mlflow": str(tracking_uri(work))},
+        answers=answers,
+    )
+    with replace_file(work.root / "run.json") as temporary:
+        temporary.write_text(json.dumps(asdict(summary), default=str, indent=1))
+    with timed("report"):
+        report.build(work)
+    return summary

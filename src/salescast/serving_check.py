@@ -1,0 +1,85 @@
+"""Start the forecast server as a process of its own, ask it for a few series, and compare with the offline forecast."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import httpx
+import numpy as np
+import polars as pl
+
+from salescast.config import Workdir
+from salescast.errors import UserError
+from salescast.schema import KEYS, MODEL_NAME
+
+READY_SECONDS: Final = 60.0
+SERIES: Final = 3
+TOLERANCE: Final = 1e-6  # relative; the online store keeps features as the files do, in 32 bits
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def server(work: Workdir) -> Iterator[str]:
+    """A ready forecast server of the workdir; yields its address, and stops it at the end.
+
+    Raises UserError with the server's last words when it does not get ready.
+    """
+    port, log = free_port(), work.root / "server.log"
+    command = [sys.executable, "-m", "salescast.cli", "serve", "--workdir", str(work.root)]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--grpc-port", str(free_port())], stdout=out, stderr=subprocess.STDOUT
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + READY_SECONDS
+        while not _ready(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                last = log.read_text(errors="replace").strip().splitlines()[-1:]
+                raise UserError(f"the forecast server did not get ready: {' '.join(last) or 'no output'}; see {log}")
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/v2/models/{MODEL_NAME}/ready", timeout=2).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+def ask(work: Workdir) -> list[dict[str, Any]]:
+    """The server's answers for the largest few series, with the milliseconds that the request took.
+
+    Raises UserError when an answer is not the offline forecast of `work.forecasts`.
+    """
+    offline = pl.read_parquet(work.forecasts)
+    largest = offline.group_by(KEYS).agg(pl.col("forecast").sum()).sort("forecast", descending=True).head(SERIES)
+    instances = largest.select(KEYS).to_dicts()
+    with server(work) as url, httpx.Client(base_url=url, timeout=10) as client:
+        path = f"/v1/models/{MODEL_NAME}:predict"
+        client.post(path, json={"instances": instances})  # the first request opens connections
+        start = time.perf_counter()
+        response = client.post(path, json={"instances": instances})
+        milliseconds = 1000 * (time.perf_counter() - start)
+    if response.status_code != httpx.codes.OK:
+        raise UserError(f"the forecast server answered {response.status_code}: {response.text[:200]}")
+    answers: list[dict[str, Any]] = response.json()["predictions"]
+    for keys, answer in zip(instances, answers, strict=True):
+        expected = offline.filter(*(pl.col(key) == value for key, value in keys.items())).sort("horizon")["forecast"]
+        if not np.allclose(answer["forecast"], expected.to_numpy(), rtol=TOLERANCE, atol=0):
+            raise UserError(f"the server's forecast of {keys} is not the offline forecast; materialize again")
+    return [{**answer, "milliseconds": round(milliseconds, 1)} for answer in answers]

@@ -1,0 +1,174 @@
+"""What a person sees in the terminal: tables on stdout that fit 80 columns, or JSON; progress and errors on stderr."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from salescast.data import Dataset
+    from salescast.features import Summary as FeatureSummary
+    from salescast.ingest import ImportReport
+    from salescast.pipeline import Summary, Trained
+    from salescast.registry import Registration
+
+console: Final = Console(highlight=False)
+progress_console: Final = Console(stderr=True, highlight=False)
+
+TITLES: Final = {"wmape": "WMAPE", "mape": "MAPE", "bias": "bias", "wql": "wQL", "coverage": "cov80"}
+
+
+def failure(message: str) -> None:
+    """One line on stderr."""
+    progress_console.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
+
+
+def done(message: str) -> None:
+    console.print(escape(message), soft_wrap=True)
+
+
+def as_json_or(values: Any, as_json: bool, text: Any) -> None:
+    """Print `values` as JSON for machines, or `text` for people."""
+    if as_json:
+        console.print_json(json.dumps(values, default=str))
+    else:
+        console.print(text)
+
+
+@contextmanager
+def stages() -> Iterator[Any]:
+    """A spinner with the stage under way; yields the function that names it."""
+    with progress_console.status("starting") as status:
+
+        def started(stage: str) -> None:
+            status.update(f"[bold]{stage}[/] ...")
+            if not progress_console.is_terminal:
+                progress_console.print(f"{stage} ...")
+
+        yield started
+
+
+def pairs(title: str, rows: Sequence[tuple[str, object]]) -> Panel:
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(f"[dim]{name}[/]", escape(str(value)))
+    return Panel(table, title=title, title_align="left", box=box.ROUNDED, expand=False)
+
+
+def dataset(meta: "Dataset", out: Path, as_json: bool) -> None:
+    rows: list[tuple[str, object]] = [
+        ("rows", f"{meta.rows:,}"),
+        ("series", f"{meta.series:,} in {meta.stores:,} stores"),
+        ("weeks", f"{meta.first_week} to {meta.last_week}"),
+        ("folder", out),
+    ]
+    if meta.noise_floor_mape is not None:
+        rows.append(("best possible MAPE", f"{meta.noise_floor_mape:.2%} (the noise of the generator)"))
+    as_json_or(asdict(meta), as_json, pairs("dataset", rows))
+
+
+def import_report(report: "ImportReport", out: Path, as_json: bool) -> None:
+    from salescast.ingest import reasons
+
+    dataset(report.dataset, out, as_json)
+    if as_json:
+        return
+    for file in report.files:
+        left_out = f", {file.rejected:,} rejected" if file.rejected else ""
+        plan = f", {file.plan_rows:,} plan" if file.plan_rows else ""
+        done(f"{file.file}: {file.rows:,} rows, {file.accepted:,} accepted{plan}{left_out}")
+        if file.ignored_columns:
+            done(f"  not used: {', '.join(file.ignored_columns)} (declare what is known ahead with --planned)")
+    done(f"negative sales kept: {report.negative:,}; gaps inside series: {report.gaps:,} weeks")
+    if report.rejected.height:
+        table = Table(box=box.SIMPLE_HEAD, title="rejected rows", title_justify="left")
+        for column in ("reason", "rows", "first_row", "value"):
+            table.add_column(column.replace("_", " "))
+        for row in reasons(report.rejected).iter_rows(named=True):
+            table.add_row(*(escape(str(row[name])) for name in ("reason", "rows", "first_row", "value")))
+        console.print(table)
+
+
+def features(summary: "FeatureSummary", as_json: bool) -> None:
+    rows = [(view, f"{count:,} rows") for view, count in summary.rows.items()]
+    as_json_or(asdict(summary), as_json, pairs("features", [*rows, ("upcoming week", summary.upcoming)]))
+
+
+def trained(result: "Trained", metrics: dict[str, Any], as_json: bool) -> None:
+    as_json_or(asdict(result) | metrics, as_json, pairs("trained", [("bundle", result.final), *metrics.items()]))
+
+
+def registration(result: "Registration | None", as_json: bool) -> None:
+    if result is None:
+        done("tracking is switched off: nothing was registered")
+        return
+    rows = [("version", result.version), ("champion", "yes" if result.champion else "no"), ("why", result.reason)]
+    as_json_or(asdict(result), as_json, pairs("registered", rows))
+
+
+def score_table(rows: Sequence[dict[str, Any]], noise_floor: float | None = None) -> Table:
+    """Models and baselines with their pooled metrics, best first."""
+    table = Table(box=box.SIMPLE_HEAD, title="backtest, all cutoffs", title_justify="left")
+    table.add_column("model")
+    for title in TITLES.values():
+        table.add_column(title, justify="right")
+    for row in rows:
+        cells = [
+            "-" if row[name] is None else f"{row[name]:.4f}" if name == "wql" else f"{row[name]:.2%}" for name in TITLES
+        ]
+        table.add_row(row["model"], *cells, style="bold" if row is rows[0] else "")
+    if noise_floor is not None:
+        table.add_row("(noise of the data)", "", f"{noise_floor:.2%}", "", "", "", style="dim")
+    return table
+
+
+def scores(rows: pl.DataFrame, as_json: bool) -> None:
+    as_json_or(rows.to_dicts(), as_json, score_table(rows.to_dicts()))
+
+
+def forecast_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for column in ("week", "p10", "forecast", "p90"):
+        table.add_column(column, justify="left" if column == "week" else "right")
+    for row in rows:
+        table.add_row(str(row["week"]), *(f"{row[name]:,.0f}" for name in ("p10", "forecast", "p90")))
+    return table
+
+
+def summary(result: "Summary", as_json: bool) -> None:
+    """The end of `salescast run`."""
+    if as_json:
+        console.print_json(json.dumps(asdict(result), default=str))
+        return
+    seconds = result.seconds
+    rows: list[tuple[str, object]] = [
+        ("rows", f"{result.rows:,} ({result.series:,} series, {result.first_week} to {result.last_week})"),
+        ("features", f"{result.features} published, {result.seasonal_features} seasonal"),
+        ("retrieval", f"{seconds['retrieval']:.1f} s"),
+        ("training", f"{seconds['training']:.1f} s"),
+        ("all", f"{sum(seconds.values()):.0f} s"),
+        ("model", f"version {result.version}" if result.version else "not registered"),
+        ("champion", f"{'yes' if result.champion else 'no'}: {result.reason}"),
+        *result.paths.items(),
+    ]
+    console.print(score_table(result.scores, result.noise_floor_mape))
+    console.print(pairs("salescast", rows))
+    for answer in result.answers:
+        weeks = [
+            {"week": week, "p10": low, "forecast": mid, "p90": high}
+            for week, low, mid, high in zip(
+                answer["weeks"], answer["p10"], answer["forecast"], answer["p90"], strict=True
+            )
+        ]
+        title = f"store {answer['store_id']}, department {answer['dept_id']}: the server's answer"
+        console.print(forecast_table(weeks, title))
+    console.print(f"[dim]{len(result.answers)} series in {result.answers[0]['milliseconds']} ms[/]")
