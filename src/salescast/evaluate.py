@@ -170,7 +170,9 @@ def importance(
         rows = base_rows(training, cutoff)
         order = np.random.default_rng(seed).permutation(rows.height)
         for name, frames in results.items():
-            shuffled = rows.with_columns(rows.select(c for c in groups.get(name, ()) if c in rows.columns)[order])
+            shuffled = rows.with_columns(
+                rows[column][order] for column in groups.get(name, ()) if column in rows.columns
+            )
             frames.append(frame_of(bundle.predict(shuffled), rows, name))
     table = scores(with_actuals(pl.concat(frame for frames in results.values() for frame in frames), training))
     whole = table.filter(pl.col("model") == "")["wmape"].item()
