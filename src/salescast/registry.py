@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,9 @@ def register(workdir: Workdir, run_id: str, digest: str, backtest: pl.DataFrame,
 
     A bundle with the digest of a registered version is that version: registering twice changes nothing.
     """
+    # MLflow tells of its database tables and draws a bar for every artifact; it reads these on import.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -90,13 +94,14 @@ def register(workdir: Workdir, run_id: str, digest: str, backtest: pl.DataFrame,
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     known = client.search_model_versions(f"name='{MODEL_NAME}'")
-    current = client.get_registered_model(MODEL_NAME).aliases.get(CHAMPION)
+    alias = client.get_registered_model(MODEL_NAME).aliases.get(CHAMPION)
+    champion = None if alias is None else int(alias)
     same = [version for version in known if version.tags.get("digest") == digest]
     if same:
         version = same[0]
         reason = version.tags.get("verdict", "registered before")
-        return Registration(int(version.version), str(version.version) == str(current), reason)
-    verdict = judge(backtest, model, _champion_backtest(client, known, current))
+        return Registration(int(version.version), int(version.version) == champion, reason)
+    verdict = judge(backtest, model, _champion_backtest(client, known, champion))
     source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
     tags = {"digest": digest, "verdict": verdict.reason, "model": model}
     version = client.create_model_version(MODEL_NAME, source, run_id=run_id, tags=tags)
@@ -119,9 +124,9 @@ def _log_results(client, run_id: str, backtest: pl.DataFrame, model: str) -> Non
         client.log_artifact(run_id, str(path))
 
 
-def _champion_backtest(client, known, current: str | None) -> pl.DataFrame | None:  # type: ignore[no-untyped-def]
+def _champion_backtest(client, known, champion: int | None) -> pl.DataFrame | None:  # type: ignore[no-untyped-def]
     """The champion's forecasts in its own backtest, from its run's artifacts; None without a champion."""
-    champions = [version for version in known if str(version.version) == str(current)]
+    champions = [version for version in known if int(version.version) == champion]
     if not champions:
         return None
     with tempfile.TemporaryDirectory() as folder:

@@ -83,11 +83,11 @@ def test_versions_and_alias_in_the_registry(work: Workdir) -> None:
 
     worse = registry.register(work, run_of(work), "digest-2", bad, "ours")
     assert (worse.version, worse.champion) == (2, False)
-    assert client.get_model_version_by_alias(MODEL_NAME, registry.CHAMPION).version == "1"
+    assert client.get_model_version_by_alias(MODEL_NAME, registry.CHAMPION).version == 1
 
     best = registry.register(work, run_of(work), "digest-3", backtest(ours={EARLY: 1}, naive={EARLY: 5}), "ours")
     assert (best.version, best.champion) == (3, True)
     champion = client.get_model_version_by_alias(MODEL_NAME, registry.CHAMPION)
-    assert champion.version == "3" and champion.tags["verdict"] == best.reason
+    assert champion.version == 3 and champion.tags["verdict"] == best.reason
     metrics = client.get_run(champion.run_id).data.metrics
     assert metrics["backtest_wmape"] == pytest.approx(0.01)
