@@ -5,7 +5,7 @@ the rows of the history and of the upcoming week. `build` streams chunks of whol
 the number of stores.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -16,11 +16,20 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from salescast import weeks
+from salescast import seasonal, weeks
 from salescast.data import Raw, load, parquet_writer
 from salescast.errors import UserError
 from salescast.files import replace_file
-from salescast.schema import KEYS, LABEL, SALES_FEATURES, SALES_VIEW, STORE_FEATURES, STORE_VIEW, TIMESTAMP
+from salescast.schema import (
+    KEYS,
+    LABEL,
+    SALES_FEATURES,
+    SALES_VIEW,
+    SEASONAL_VIEW,
+    STORE_FEATURES,
+    STORE_VIEW,
+    TIMESTAMP,
+)
 
 WEEK: Final = timedelta(days=7)
 CHUNK_ROWS: Final = 1_000_000
@@ -41,13 +50,14 @@ class Chunk:
 
 View = Callable[[Chunk], pl.DataFrame]
 
-# For each view: from the whole dataset (for what is pooled over stores) to the function that makes a chunk's rows,
-# sorted by keys and time.
-VIEWS: Final[dict[str, Callable[[Raw], View]]] = {
-    SALES_VIEW: lambda _raw: (
+# For each view: from the whole dataset (for what is pooled over stores) and the horizon to the function that makes a
+# chunk's rows, sorted by keys and time.
+VIEWS: Final[dict[str, Callable[[Raw, int], View]]] = {
+    SALES_VIEW: lambda _raw, _horizon: (
         lambda chunk: sales_features(chunk.sales, chunk.store_weeks, chunk.calendar, upcoming=chunk.upcoming)
     ),
-    STORE_VIEW: lambda _raw: lambda chunk: store_features(chunk.sales, chunk.stores),
+    STORE_VIEW: lambda _raw, _horizon: lambda chunk: store_features(chunk.sales, chunk.stores),
+    SEASONAL_VIEW: seasonal.view,
 }
 
 
@@ -135,7 +145,7 @@ def _last(sales: pl.DataFrame) -> date:
     return last
 
 
-def chunks(raw: Raw, calendar: weeks.Calendar, rows: int = CHUNK_ROWS) -> Iterator[Chunk]:
+def chunks(raw: Raw, calendar: weeks.Calendar, rows: int) -> Iterator[Chunk]:
     """The dataset in key order, as whole stores of together about `rows` feature rows."""
     upcoming = raw.meta.last_week + WEEK
     # Rows of the grid, not of the sales: gaps and ended series are filled up to the upcoming week.
@@ -184,20 +194,21 @@ class _ViewFile:
             self._writer.close()
 
 
-def build(raw_dir: Path, out_dir: Path) -> Summary:
-    """Write `<view>.parquet` for each of VIEWS from a raw dataset folder; each file appears whole or not at all.
+def build(raw_dir: Path, out_dir: Path, horizon: int = 8, views: Sequence[str] = tuple(VIEWS)) -> Summary:
+    """Write `<view>.parquet` for each of `views` from a raw dataset folder; each file appears whole or not at all.
 
-    Raises UserError when the dataset cannot be read or the folder cannot be written.
+    The published views need the memory of a chunk, the seasonal one that of all series' histories. Raises UserError
+    when the dataset cannot be read or the folder cannot be written.
     """
     raw = load(raw_dir)
     calendar = weeks.calendar(raw.meta.country)
-    paths = {name: out_dir / f"{name}.parquet" for name in VIEWS}
+    paths = {name: out_dir / f"{name}.parquet" for name in views}
     try:
         with ExitStack() as stack:
             files = {name: _ViewFile(stack.enter_context(replace_file(path))) for name, path in paths.items()}
-            views = {name: prepare(raw) for name, prepare in VIEWS.items()}
-            for chunk in chunks(raw, calendar):
-                for name, view in views.items():
+            makers = {name: VIEWS[name](raw, horizon) for name in views}
+            for chunk in chunks(raw, calendar, CHUNK_ROWS):
+                for name, view in makers.items():
                     files[name].write(view(chunk))
             for file in files.values():
                 file.close()
