@@ -28,6 +28,7 @@ from salescast.schema import (
 )
 
 US = weeks.calendar("US")
+VIEWS = ("sales_features", "store_features")  # the published ones; others have tests of their own
 START = date(2011, 10, 7)
 WEEK = timedelta(7)
 COVARIATES = ("temperature", "fuel_price", "cpi", "unemployment")
@@ -161,7 +162,7 @@ def raw_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_build_writes_both_views_whole_and_sorted(raw_dir: Path, tmp_path: Path) -> None:
     raw = data.load(raw_dir)
-    summary = features.build(raw_dir, tmp_path)
+    summary = features.build(raw_dir, tmp_path, views=VIEWS)
     assert summary.rows == {"sales_features": 7 * 3 * 31, "store_features": 21}
     assert summary.series == 21
     assert summary.upcoming == raw.meta.last_week + WEEK
@@ -177,14 +178,14 @@ def test_build_writes_both_views_whole_and_sorted(raw_dir: Path, tmp_path: Path)
 def test_any_chunk_gives_the_same_table_in_row_groups_of_whole_series(
     raw_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, group: int
 ) -> None:
-    whole = pl.read_parquet(features.build(raw_dir, tmp_path / "whole").files["sales_features"])
+    whole = pl.read_parquet(features.build(raw_dir, tmp_path / "whole", views=VIEWS).files["sales_features"])
     monkeypatch.setattr(features, "CHUNK_ROWS", chunk)
     monkeypatch.setattr(features, "ROW_GROUP", group)
     raw = data.load(raw_dir)
     held = [set(part.sales["store_id"]) for part in features.chunks(raw, US, chunk)]
     assert sorted(store for stores in held for store in stores) == list(range(1, 8))
     assert len(held) == {1: 7, 100: 6, 200: 3, 10_000: 1}[chunk]
-    built = features.build(raw_dir, tmp_path / "parts").files["sales_features"]
+    built = features.build(raw_dir, tmp_path / "parts", views=VIEWS).files["sales_features"]
     assert_frame_equal(pl.read_parquet(built), whole, check_exact=True)
     parts = pq.ParquetFile(built)
     sizes = [parts.metadata.row_group(i).num_rows for i in range(parts.num_row_groups)]
@@ -195,14 +196,14 @@ def test_any_chunk_gives_the_same_table_in_row_groups_of_whole_series(
 def test_failed_build_leaves_the_earlier_features(
     raw_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {view: path.read_bytes() for view, path in features.build(raw_dir, tmp_path).files.items()}
+    before = {view: path.read_bytes() for view, path in features.build(raw_dir, tmp_path, views=VIEWS).files.items()}
 
     def fails(_chunk: features.Chunk) -> pl.DataFrame:
         raise KeyboardInterrupt
 
     monkeypatch.setitem(features.VIEWS, "store_features", lambda _raw, _horizon: fails)
     with pytest.raises(KeyboardInterrupt):
-        features.build(raw_dir, tmp_path)
+        features.build(raw_dir, tmp_path, views=VIEWS)
     assert {view: (tmp_path / f"{view}.parquet").read_bytes() for view in before} == before
     assert len(list(tmp_path.iterdir())) == len(before)
 
