@@ -57,6 +57,37 @@ STORE_FEATURES: Final[dict[str, pl.DataType]] = {
     "region": pl.String(),
 }
 
+# Primitives of the seasonal service at week t, all from weeks < t; sales are per open day where opening days are
+# planned inputs. Windows end at week t - 1 and are WINDOWS weeks long; lists "over the horizon" hold one value for each
+# week t .. t + H - 1. Last year = 52 weeks earlier.
+WINDOWS: Final = (1, 4, 8, 13, 26, 52)
+_LIST: Final = pl.List(pl.Float32())
+SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {
+    "scale": pl.Float32(),  # mean |y| of the last 52 weeks
+    "deviation": pl.Float32(),  # population standard deviation of the last 52 weeks
+    "market_level": pl.Float32(),  # mean |y| of the last 52 weeks over all series
+    "recent": _LIST,  # y of weeks t-1 .. t-4
+    "level": _LIST,  # mean y, by window
+    "growth_now": _LIST,  # mean y of the weeks observed in both years, by window
+    "growth_ago": _LIST,  # mean y of the same weeks a year earlier, by window
+    "dept_growth_now": _LIST,  # the same of all stores' series of the department, and so on
+    "dept_growth_ago": _LIST,
+    "store_growth_now": _LIST,
+    "store_growth_ago": _LIST,
+    "total_growth_now": _LIST,
+    "total_growth_ago": _LIST,
+    "last_year": _LIST,  # y last year, from one week before the horizon to one week behind it
+    "two_years_ago": _LIST,  # y 104 weeks earlier, over the horizon
+    "denoised_last_year": _LIST,  # rank-8 reconstruction of last year's y, as `last_year`
+    "denoise_error": pl.Float32(),  # mean |y - reconstruction| of the last 52 weeks
+    "naive_error": pl.Float32(),  # mean |error| of growth times last year's reconstruction, last 8 weeks
+    "naive_bias": pl.Float32(),  # mean error of the same, last 4 weeks
+    "dept_last_year": _LIST,  # department sales last year, as `last_year`
+    "dept_before": _LIST,  # mean weekly department sales of the windows before last year's week t, by window
+    "store_last_year": _LIST,
+    "store_before": _LIST,
+}
+
 # The six published groups; importance is measured by permuting one group at a time.
 FEATURE_GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "lags": ("lag_1", "lag_2", "lag_4", "lag_8"),

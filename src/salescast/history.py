@@ -1,0 +1,174 @@
+"""Sales histories as dense matrices, and the statistics of the weeks before each base week.
+
+A matrix is [series, weeks], NaN = no observation. A statistic is [series, weeks + 1]: its column b is computed from
+columns < b only, so column `weeks` belongs to the upcoming week.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from salescast.schema import SEASON
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+RANK = 8  # of the denoised history; a department needs more series than this
+TRACK = 8  # weeks over which the seasonal naive's recent error is measured
+SPAN = SEASON + TRACK  # weeks of which a base week needs the reconstruction
+BLOCK = 32  # base weeks at a time
+
+
+def running(values: Floats) -> Floats:
+    """Sums of the columns before each base week, [n, T] -> [n, T + 1]; NaN counts as 0."""
+    out = np.zeros((len(values), values.shape[1] + 1))
+    np.cumsum(np.nan_to_num(values), axis=1, out=out[:, 1:])
+    return out
+
+
+def window(sums: Floats, weeks: int) -> Floats:
+    """Sums of the last `weeks` columns before each base week, from `running` sums."""
+    out = sums.copy()
+    out[:, weeks:] -= sums[:, :-weeks] if weeks < sums.shape[1] else 0
+    return out
+
+
+def ratio(above: Floats, below: Floats) -> Floats:
+    """above / below, NaN where below is 0."""
+    out = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan)
+    np.divide(above, below, out=out, where=below != 0)
+    return out
+
+
+def mean(values: Floats) -> Floats:
+    """Mean of what is known along the last axis, NaN where nothing is."""
+    known = np.isfinite(values)
+    return ratio(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1).astype(np.float64))
+
+
+def window_mean(values: Floats, weeks: int) -> Floats:
+    """Mean of what was observed in the last `weeks` weeks; NaN where nothing was."""
+    seen = np.isfinite(values).astype(np.float64)
+    return ratio(window(running(values), weeks), window(running(seen), weeks))
+
+
+def window_deviation(values: Floats, weeks: int) -> Floats:
+    """Population standard deviation of what was observed in the last `weeks` weeks.
+
+    Around each series' first value, which costs no accuracy: the deviation of a constant series is 0.
+    """
+    first = np.argmax(np.isfinite(values), axis=1)
+    centred = values - values[np.arange(len(values)), first][:, None]
+    square = window_mean(centred**2, weeks) - window_mean(centred, weeks) ** 2
+    return np.sqrt(np.maximum(square, 0.0))
+
+
+def paired(values: Floats) -> tuple[Floats, Floats]:
+    """This year's and last year's sales of the weeks observed in both years, [n, T] each, NaN elsewhere.
+
+    Growth is their ratio: a series that opens or closes changes the sales of its department, not its growth.
+    """
+    ago = np.full_like(values, np.nan)
+    ago[:, SEASON:] = values[:, :-SEASON] if values.shape[1] > SEASON else values[:, :0]
+    both = np.isfinite(values) & np.isfinite(ago)
+    return np.where(both, values, np.nan), np.where(both, ago, np.nan)
+
+
+def pooled(values: Floats, groups: Ints) -> Floats:
+    """Sums over the series of each group, [groups, T]; NaN where none was observed."""
+    count = int(groups.max()) + 1
+    total, seen = np.zeros((count, values.shape[1])), np.zeros((count, values.shape[1]))
+    np.add.at(total, groups, np.nan_to_num(values))
+    np.add.at(seen, groups, np.isfinite(values))
+    return np.where(seen > 0, total, np.nan)
+
+
+def filled(values: Floats) -> Floats:
+    """Gaps of a department's series [n, T] filled with their own level times the department's week; all from the past.
+
+    Level: mean of the 52 weeks before. Week: sales over level of the series observed in it. NaN stays where a series
+    had no sales for 52 weeks.
+    """
+    level = window_mean(values, SEASON)[:, :-1]
+    both = np.isfinite(values) & np.isfinite(level)
+    sums = (np.where(both, part, 0.0).sum(axis=0, keepdims=True) for part in (values, level))
+    week = np.nan_to_num(ratio(*sums), nan=1.0)
+    return np.where(np.isfinite(values), values, level * np.clip(week, 0.0, 20.0))
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Low-rank histories as each base week b saw them. Float32: this is the largest thing that is kept."""
+
+    around: NDArray[np.float32]  # [n, T + 1, H + 2]: weeks b - 53 .. b - 52 + H
+    error: Floats  # [n, T + 1]: mean |y - V| of the last 52 weeks
+    before: NDArray[np.float32]  # [n, T + 1, TRACK]: weeks b - 60 .. b - 53
+
+
+def denoise(values: Floats, groups: Ints, horizon: int) -> Denoised:
+    """Rank-8 reconstruction of each department's (weeks x stores) matrix, refitted at every base week.
+
+    The truncated SVD is what won Kaggle's Walmart competition (Thornton 2014): what stores have in common stays, the
+    noise of one store's week does not. A department with at most RANK series keeps its sales, gaps filled.
+    """
+    n, weeks = values.shape
+    out = Denoised(
+        around=np.full((n, weeks + 1, horizon + 2), np.nan, dtype=np.float32),
+        error=np.full((n, weeks + 1), np.nan),
+        before=np.full((n, weeks + 1, TRACK), np.nan, dtype=np.float32),
+    )
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    for rows in members:
+        _denoise_group(values[rows], rows, out)
+    return out
+
+
+def _denoise_group(values: Floats, rows: Ints, out: Denoised) -> None:
+    n, weeks = values.shape
+    width = out.around.shape[2]
+    history = filled(values)
+    begun = (np.cumsum(np.isfinite(values), axis=1) > 0).sum(axis=0)  # series that have begun, by week
+    first = (
+        max(RANK, int(np.searchsorted(begun, RANK, "right"))) + 1
+    )  # base week from which on there is something to fit
+    pad = np.full((n, SPAN), np.nan)
+    # [n, T + 1, SPAN]: place k of base week b is week b - SPAN + k
+    past, actual = (sliding_window_view(np.hstack([pad, part]), SPAN, axis=1) for part in (history, values))
+    for start in range(0, weeks + 1, BLOCK):
+        bases = np.arange(start, min(start + BLOCK, weeks + 1))
+        smooth = past[:, bases].copy()
+        late = bases[bases >= first]
+        if len(late):
+            known = np.isfinite(past[:, late])
+            smooth[:, late - start] = np.where(known, _reconstruct(np.nan_to_num(history), late), np.nan)
+        gap = np.abs(actual[:, bases] - smooth)[:, :, TRACK:]
+        out.error[rows[:, None], bases] = mean(gap)
+        out.before[rows[:, None], bases] = smooth[:, :, :TRACK]
+        around = smooth[:, :, TRACK - 1 : TRACK - 1 + width]
+        out.around[rows[:, None], bases, : around.shape[2]] = around
+
+
+def _reconstruct(matrix: Floats, bases: Ints) -> Floats:
+    """[n, bases, SPAN]: the last weeks before each base week b in the best rank-8 approximation of matrix[:, :b].
+
+    From the eigenvectors of the smaller of its two Gram matrices.
+    """
+    n, weeks = matrix.shape
+    start = int(bases[0])
+    windows = sliding_window_view(np.hstack([np.zeros((n, SPAN)), matrix]), SPAN, axis=1)[:, bases].transpose(1, 0, 2)
+    if n <= weeks:
+        gram = np.empty((len(bases), n, n))
+        gram[0] = matrix[:, :start] @ matrix[:, :start].T
+        new = matrix[:, start : start + len(bases) - 1].T
+        gram[1:] = new[:, :, None] * new[:, None, :]
+        vectors = np.linalg.eigh(np.cumsum(gram, axis=0))[1][:, :, -RANK:]
+        return np.asarray((vectors @ (vectors.transpose(0, 2, 1) @ windows)).transpose(1, 0, 2))
+    out = np.zeros((n, len(bases), SPAN))
+    for i, b in enumerate(bases):
+        vectors = np.linalg.eigh(matrix[:, :b].T @ matrix[:, :b])[1][:, -RANK:]
+        last = min(SPAN, int(b))
+        out[:, i, SPAN - last :] = (matrix[:, :b] @ vectors) @ vectors[b - last :].T
+    return out
