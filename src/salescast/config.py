@@ -28,6 +28,19 @@ class Settings(BaseSettings):
     nproc_per_node: int = Field(default=2, ge=1, validation_alias="SALESCAST_NPROC")
     http_port: int = Field(default=8080, ge=1, le=65535, validation_alias="SALESCAST_HTTP_PORT")
     grpc_port: int = Field(default=8081, ge=1, le=65535, validation_alias="SALESCAST_GRPC_PORT")
+    # The bundle folder that is served; by default the workdir's.
+    model_dir: Path | None = Field(default=None, validation_alias="SALESCAST_MODEL_DIR")
+    # Server processes for REST; gRPC is answered by one.
+    serve_workers: int = Field(default=1, ge=1, validation_alias="SALESCAST_SERVE_WORKERS")
+    # Seconds that the online store has for a read, connecting and retries included.
+    online_timeout: float = Field(default=2.0, gt=0, validation_alias="SALESCAST_ONLINE_TIMEOUT")
+    # Series in one request, and bytes of its body; more is answered 413.
+    max_instances: int = Field(default=5000, ge=1, validation_alias="SALESCAST_MAX_INSTANCES")
+    max_body_bytes: int = Field(default=1 << 20, ge=1, validation_alias="SALESCAST_MAX_BODY_BYTES")
+    # Seconds between two looks at the bundle folder for a new model.
+    model_poll_seconds: float = Field(default=5.0, gt=0, validation_alias="SALESCAST_MODEL_POLL_SECONDS")
+    # Seconds that a server which was told to stop gives to the requests under way.
+    shutdown_seconds: int = Field(default=30, ge=1, validation_alias="SALESCAST_SHUTDOWN_SECONDS")
     # Not checked unless set: history that is served for a demonstration may be years old.
     max_feature_age_days: float | None = Field(default=None, gt=0, validation_alias="SALESCAST_MAX_FEATURE_AGE_DAYS")
 

@@ -1,0 +1,218 @@
+"""A trained model as a folder: state dicts and JSON, no pickle; and forecasts from it.
+
+model_best.pt   weights of the best epoch on labels that leave the held-out weeks out
+model_final.pt  weights learned from every label up to the cutoff: these forecast
+scalers.json    standardization and category vocabularies of both
+model_metadata.json  architecture, input names, quantiles, cutoff, digests, versions, metrics
+"""
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import salescast
+from salescast.config import TrainConfig
+from salescast.errors import UserError
+from salescast.files import replace_dir
+from salescast.inputs import build, target_weeks
+from salescast.model import QuantileMLP, Scaler
+from salescast.weeks import calendar
+
+FINAL, BEST, SCALERS, METADATA = "model_final.pt", "model_best.pt", "scalers.json", "model_metadata.json"
+FORMAT = 1
+CHUNK = 8192  # base rows x horizons per forward pass: bounds memory
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a bundle says of itself. `factors` multiply the lower and the upper half-widths of the intervals."""
+
+    config: TrainConfig
+    country: str
+    cutoff: date
+    data_digest: str
+    fit_digest: str
+    factors: tuple[float, float]
+    metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Forecasts of n base rows for H weeks, in the order of the rows given."""
+
+    quantiles: NDArray[np.float64]  # [n, H, Q], calibrated, increasing along Q
+    weeks: NDArray[np.datetime64]  # datetime64[D] [n, H]
+    levels: tuple[float, ...]  # of the quantiles
+    fallback: NDArray[np.int8]  # [n, H], see Inputs
+
+    def at(self, level: float) -> NDArray[np.float64]:
+        """The forecasts [n, H] of one level, such as 0.5. Raises ValueError for a level the model does not have."""
+        return self.quantiles[:, :, self.levels.index(level)]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded model. `digest` names its content: equal digests forecast equally."""
+
+    metadata: Metadata
+    digest: str
+    network: QuantileMLP
+    scaler: Scaler
+
+    @property
+    def horizon(self) -> int:
+        return self.metadata.config.horizon
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return self.metadata.config.quantiles
+
+    def predict(self, frame: pl.DataFrame, horizon: int | None = None) -> Forecast:
+        """Forecast the `horizon` weeks (default: all) from each row of `frame`: keys, event_timestamp and features.
+
+        A row's forecast does not depend on the other rows (to 1e-6 relative). NaN where a row has no finite anchor.
+        Raises UserError for a horizon outside 1..H and for missing columns.
+        """
+        weeks = self.horizon if horizon is None else horizon
+        if not 1 <= weeks <= self.horizon:
+            raise UserError(f"horizon must be 1 to {self.horizon} weeks for this model, got {horizon}")
+        config = self.metadata.config
+        inputs = build(frame, config.feature_service, self.horizon, calendar(self.metadata.country))
+        if (*inputs.base_names, *inputs.step_names) != self.scaler.names:
+            raise UserError(
+                f"the inputs made from {config.feature_service!r} are not those the model was trained on; "
+                "train again with this version"
+            )
+        codes = self.scaler.encode(inputs)
+        base, step = torch.from_numpy(inputs.base), torch.from_numpy(inputs.step)
+        out = np.empty((frame.height, weeks, len(self.levels)))
+        horizons = torch.arange(1, weeks + 1, dtype=torch.int32)
+        rows = max(1, CHUNK // weeks)
+        for at in range(0, frame.height, rows):
+            part = slice(at, min(at + rows, frame.height))
+            n = part.stop - at
+            numeric = torch.cat([base[part].unsqueeze(1).expand(n, weeks, -1), step[part, :weeks]], dim=2).flatten(0, 1)
+            index = torch.cat([codes[part].repeat_interleave(weeks, dim=0), horizons.repeat(n).unsqueeze(1)], dim=1)
+            with torch.inference_mode():
+                answer = self.network(numeric, index).mean(dim=1)
+            out[part] = answer.view(n, weeks, -1).numpy()
+        scale, anchor = inputs.unit[:, :weeks, None], inputs.anchor[:, :weeks, None]
+        quantiles = anchor + scale * self._calibrated(out)
+        return Forecast(quantiles, target_weeks(frame, weeks), self.levels, inputs.fallback[:, :weeks])
+
+    def _calibrated(self, quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Distances from the median times the factor of their side."""
+        median = quantiles[..., self.network.median, None]
+        lower, upper = self.metadata.factors
+        distance = quantiles - median
+        return np.asarray(median + distance * np.where(distance < 0, lower, upper))
+
+
+def network(scaler: Scaler, config: TrainConfig) -> QuantileMLP:
+    return QuantileMLP(scaler, config.hidden, config.quantiles, members=config.members, dropout=config.dropout)
+
+
+def _content_digest(parts: dict[str, tuple[Weights, Scaler]], meta: Metadata) -> str:
+    """sha256 over what decides a forecast: weights, scalers, settings, cutoff, factors; not over dates and versions."""
+    digest = hashlib.sha256(json.dumps(_describe(meta) | {"metrics": None}, sort_keys=True).encode())
+    for part, (weights, scaler) in sorted(parts.items()):
+        digest.update(f"{part}{json.dumps(scaler.to_dict(), sort_keys=True)}".encode())
+        for name, value in sorted(weights.items()):
+            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _describe(meta: Metadata) -> dict[str, Any]:
+    values = asdict(meta) | {"cutoff": str(meta.cutoff)}
+    return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+
+
+def save(folder: Path, meta: Metadata, final: tuple[Weights, Scaler], best: tuple[Weights, Scaler]) -> str:
+    """Write the bundle as a whole, in the place of an earlier one; returns its digest. Raises OSError."""
+    digest = _content_digest({FINAL: final, BEST: best}, meta)
+    files: dict[str, bytes] = {}
+    for name, (weights, _) in ((FINAL, final), (BEST, best)):
+        buffer = io.BytesIO()
+        torch.save(weights, buffer)
+        files[name] = buffer.getvalue()
+    files[SCALERS] = json.dumps({FINAL: final[1].to_dict(), BEST: best[1].to_dict()}, indent=1).encode()
+    described = _describe(meta) | {
+        "format": FORMAT,
+        "digest": digest,
+        "architecture": "QuantileMLP",
+        "inputs": list(final[1].names),
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "versions": {"salescast": salescast.__version__, "torch": str(torch.__version__)},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    files[METADATA] = json.dumps(described, indent=1).encode()
+    with replace_dir(folder) as temporary:
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+    return digest
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The metadata file as it is. Raises UserError when there is no readable one of this format."""
+    try:
+        described: dict[str, Any] = json.loads((folder / METADATA).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"no model bundle in {folder}: {METADATA} cannot be read ({error}); train first") from None
+    if described.get("format") != FORMAT:
+        raise UserError(
+            f"bundle {folder} has format {described.get('format')}, this version reads {FORMAT}; train again"
+        )
+    return described
+
+
+def finished(folder: Path, fit_digest: str) -> bool:
+    """True if `folder` holds the whole bundle of this very fit."""
+    if not (folder / METADATA).is_file():
+        return False
+    described = read_metadata(folder)
+    return described["fit_digest"] == fit_digest and not _damaged(folder, described)
+
+
+def _damaged(folder: Path, described: dict[str, Any]) -> list[str]:
+    """Files that are missing or are not the ones the metadata was written with."""
+    return [
+        name
+        for name, expected in described["files"].items()
+        if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected
+    ]
+
+
+def load(folder: Path, part: str = FINAL) -> Bundle:
+    """Load a bundle; `part`: FINAL, which forecasts, or BEST. Raises UserError if its files do not belong together."""
+    described = read_metadata(folder)
+    damaged = _damaged(folder, described)
+    if damaged:
+        raise UserError(
+            f"bundle {folder} is not whole: {damaged} missing or of another model; copy the folder again or train"
+        )
+    meta = Metadata(
+        config=TrainConfig.from_dict(described["config"]),
+        country=described["country"],
+        cutoff=date.fromisoformat(described["cutoff"]),
+        data_digest=described["data_digest"],
+        fit_digest=described["fit_digest"],
+        factors=(described["factors"][0], described["factors"][1]),
+        metrics=described["metrics"],
+    )
+    scaler = Scaler.from_dict(json.loads((folder / SCALERS).read_text())[part])
+    net = network(scaler, meta.config)
+    net.load_state_dict(torch.load(folder / part, map_location="cpu", weights_only=True))
+    return Bundle(meta, described["digest"], net.eval(), scaler)

@@ -1,0 +1,294 @@
+"""From the retrieved training set to batches: each rank's own rows, as tensors in memory.
+
+A sample is a base row (the features of week b) with one horizon h; its label is the sales of week b + h.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from salescast.config import TrainConfig
+from salescast.distributed import Group
+from salescast.errors import UserError
+from salescast.inputs import Inputs, build
+from salescast.model import Scaler, categories
+from salescast.schema import KEYS, LABEL, TIMESTAMP
+from salescast.weeks import Calendar
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 1 << 17  # rows turned into inputs at a time: bounds what is needed beside the tensors
+EPOCH_DAY = date(1970, 1, 1)
+
+
+def scan(folder: Path) -> pl.LazyFrame:
+    """The training set's parts in order. Raises UserError when there are none."""
+    parts = sorted(folder.glob("part-*.parquet"))
+    if not parts:
+        raise UserError(f"no part-*.parquet in {folder}; run `salescast retrieve` first")
+    return pl.scan_parquet(parts, hive_partitioning=False)
+
+
+def series_start(frame: pl.LazyFrame, row: int, rows: int, look: int = 2048) -> int:
+    """The first row >= `row` at which a series begins, or `rows`; reads only the keys around it."""
+    if row == 0:
+        return 0
+    while row < rows:
+        keys = frame.select(pl.struct(KEYS)).slice(row - 1, look).collect().to_series()
+        changed = (keys != keys.shift(1)).fill_null(False).arg_true()
+        if len(changed):
+            return row - 1 + int(changed[0])
+        row += max(len(keys) - 1, 1)
+    return rows
+
+
+def shard_bounds(frame: pl.LazyFrame, rank: int, world: int) -> tuple[int, int]:
+    """Rows [start, stop) of `rank`: an equal part moved to the next start of a series, so no series is shared.
+
+    Every rank finds its own bounds; neighbours find the same one. A rank gets no row if there are too few series.
+    """
+    rows = int(frame.select(pl.len()).collect().item())
+    start, stop = (series_start(frame, part * rows // world, rows) for part in (rank, rank + 1))
+    return start, stop
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of one rank, n of them, each with H horizons. Days are days since 1970-01-01."""
+
+    base: Tensor  # float32 [n, Fb], NaN = missing
+    step: Tensor  # float32 [n, H, Fs], NaN = missing
+    label: Tensor  # float32 [n, H], sales; NaN = not known
+    target: Tensor  # float32 [n, H], (label - anchor) / unit; NaN where there is no finite one
+    unit: Tensor  # float32 [n, H]
+    day: NDArray[np.int32]  # [n], the base week
+    history: NDArray[np.int32]  # [n], weeks from the first row of the series
+    names: tuple[str, ...]  # of base, then step
+    codes: dict[str, NDArray[np.int32]]  # category -> [n], 0 = missing, i = values[i - 1]
+    values: dict[str, list[int | str]]
+
+    @property
+    def horizon(self) -> int:
+        return self.target.shape[1]
+
+
+def load_shard(folder: Path, config: TrainConfig, calendar: Calendar, rank: int, world: int) -> Shard:
+    """Read and prepare this rank's part of the training set. A rank without series gets one row without labels.
+
+    Raises UserError when the set is missing, empty, unsorted or holds a week of a series twice.
+    """
+    frame = scan(folder)
+    start, stop = shard_bounds(frame, rank, world)
+    if start == stop:
+        frame = frame.head(1).with_columns(pl.lit(None, pl.Float32).alias(LABEL))
+        start, stop = 0, 1
+    rows = frame.slice(start, stop - start).select(
+        *KEYS, pl.col(TIMESTAMP).dt.epoch("d").cast(pl.Int32).alias("day"), pl.col(LABEL).cast(pl.Float32)
+    )
+    index = rows.with_columns(pl.struct(KEYS).rle_id().alias("series")).collect()
+    if index.is_empty():
+        raise UserError(f"the training set {folder} has no rows; import or generate data and retrieve again")
+    series, day = index["series"].to_numpy(), index["day"].to_numpy()
+    if series[-1] + 1 != index.select(pl.struct(KEYS).n_unique()).item():
+        raise UserError(f"the training set {folder} is not sorted by {KEYS}; retrieve it again")
+    label = _labels(series, day, index[LABEL].fill_null(np.nan).to_numpy(), config.horizon)
+    chunks = (frame.slice(at, min(CHUNK, stop - at)).collect() for at in range(start, stop, CHUNK))
+    inputs = (build(chunk, config.feature_service, config.horizon, calendar) for chunk in chunks)
+    return _assemble(inputs, series, day, label)
+
+
+def _labels(
+    series: NDArray[np.uint32], day: NDArray[np.int32], sales: NDArray[np.float32], horizon: int
+) -> NDArray[np.float32]:
+    """Sales of the same series h weeks later, [n, horizon], matched on the date; NaN = no such row or no sales."""
+    span = int(day.max()) - int(day.min()) + 7 * horizon + 1
+    moment = series.astype(np.int64) * span + (day - day.min())
+    if (np.diff(moment) <= 0).any():
+        raise UserError("the training set holds a week of a series twice or not in order; retrieve it again")
+    label = np.full((len(day), horizon), np.nan, dtype=np.float32)
+    for h in range(horizon):
+        at = np.searchsorted(moment, moment + 7 * h)
+        found = at < len(moment)
+        found[found] = moment[at[found]] == moment[found] + 7 * h
+        label[found, h] = sales[at[found]]
+    return label
+
+
+def _assemble(
+    chunks: Iterator[Inputs], series: NDArray[np.uint32], day: NDArray[np.int32], label: NDArray[np.float32]
+) -> Shard:
+    """Fill the tensors chunk by chunk; nothing is held twice."""
+    n, horizon = label.shape
+    target, unit = np.empty_like(label), np.empty_like(label)
+    raw: dict[str, list[pl.Series]] = {}
+    at = 0
+    for part in chunks:
+        if at == 0:
+            base = np.empty((n, len(part.base_names)), dtype=np.float32)
+            step = np.empty((n, horizon, len(part.step_names)), dtype=np.float32)
+            names = (*part.base_names, *part.step_names)
+        here = slice(at, at + len(part.base))
+        base[here], step[here], unit[here] = part.base, part.step, part.unit
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            target[here] = (label[here] - part.anchor) / part.unit
+        for name, column in categories(part).items():
+            raw.setdefault(name, []).append(column)
+        at = here.stop
+    usable = np.isfinite(target) & np.isfinite(unit)
+    lost = int((np.isfinite(label) & ~usable).sum())
+    if lost:
+        logger.warning("%d labels have no finite anchor, unit or value and are not learned from", lost)
+    target[~usable] = np.nan
+    starts = np.flatnonzero(np.diff(series, prepend=series[0] + 1) != 0)
+    first = np.repeat(day[starts], np.diff(starts, append=n))
+    columns = {name: pl.concat(parts) for name, parts in raw.items()}
+    return Shard(
+        base=torch.from_numpy(base),
+        step=torch.from_numpy(step),
+        label=torch.from_numpy(label),
+        target=torch.from_numpy(target),
+        unit=torch.from_numpy(unit),
+        day=day,
+        history=(day - first) // 7,
+        names=names,
+        codes={name: c.rank("dense").fill_null(0).cast(pl.Int32).to_numpy() for name, c in columns.items()},
+        values={name: c.drop_nulls().unique().sort().to_list() for name, c in columns.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples: raw inputs [B, F], category codes [B, C], and [B] each: target, unit, label, loss weight, horizon."""
+
+    numeric: Tensor
+    codes: Tensor
+    target: Tensor
+    unit: Tensor
+    label: Tensor
+    horizon: Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a shard: base rows [m] and which horizons of each are used, as the first `count` of `order`."""
+
+    shard: Shard
+    rows: Tensor  # int64 [m]
+    order: Tensor  # uint8 [m, H]
+    count: Tensor  # int64 [m]
+    codes: Tensor  # int32 [n, C]
+    size: int  # samples; 0 on a rank that only keeps step with the others
+    unit_sum: float  # of the samples' units
+    device: torch.device
+
+    def take(self, rows: Tensor, horizon: Tensor) -> Batch:
+        """The samples (rows, horizon), both int64 [B]."""
+        shard = self.shard
+        flat = rows * shard.horizon + horizon
+        numeric = torch.cat([shard.base.index_select(0, rows), shard.step.flatten(0, 1).index_select(0, flat)], dim=1)
+        codes = torch.cat([self.codes.index_select(0, rows), (horizon + 1).unsqueeze(1).to(torch.int32)], dim=1)
+        values = (tensor.flatten().index_select(0, flat) for tensor in (shard.target, shard.unit, shard.label))
+        return Batch(*(tensor.to(self.device, non_blocking=True) for tensor in (numeric, codes, *values, horizon)))
+
+    def epoch(self, epoch: int, seed: int, batch: int, steps: int) -> Iterator[Batch]:
+        """`steps` batches of `batch` samples: every row once with one of its horizons, then again from the start.
+
+        The horizon rotates from epoch to epoch, so that a row shows each of them equally often. Rows start at
+        different horizons: with equal ones a week would always meet the same horizon in every series.
+        """
+        random = torch.Generator().manual_seed(seed)
+        offset = torch.randint(0, 1 << 30, (len(self.rows),), generator=random)
+        shuffle = torch.Generator().manual_seed(seed + 1 + epoch)
+        picks = torch.randperm(len(self.rows), generator=shuffle)
+        picks = picks.repeat(-(-steps * batch // len(picks)))[: steps * batch]
+        for chosen in picks.view(steps, batch):
+            turn = (offset[chosen] + epoch) % self.count[chosen]
+            yield self.take(self.rows[chosen], self.order[chosen, turn].long())
+
+    def pairs(self, batch: int) -> Iterator[Batch]:
+        """Every sample (row, horizon) once, in batches of at most `batch`."""
+        slot = torch.arange(self.shard.horizon)
+        row, rank = torch.nonzero(slot < self.count.unsqueeze(1), as_tuple=True)
+        for at in range(0, len(row), batch):
+            chosen = row[at : at + batch]
+            yield self.take(self.rows[chosen], self.order[chosen, rank[at : at + batch]].long())
+
+
+def day_number(day: date) -> int:
+    return (day - EPOCH_DAY).days
+
+
+def known(shard: Shard, first: int, last: int, min_history: int) -> NDArray[np.bool_]:
+    """Which (row, horizon) [n, H] have base week > `first`, label week <= `last` and enough history."""
+    weeks = shard.day[:, None] + 7 * np.arange(shard.horizon)
+    rows = (shard.day > first) & (shard.history >= min_history)
+    return np.asarray(rows[:, None] & (weeks <= last) & torch.isfinite(shard.target).numpy())
+
+
+def fit_scaler(shard: Shard, mask: NDArray[np.bool_], group: Group) -> Scaler:
+    """Mean, standard deviation and missing counts over the training samples of all ranks, and the categories seen.
+
+    A base input counts once a row, a step input once a sample.
+    """
+    sums = np.zeros((4, len(shard.names)))  # finite values, their sum, sum of squares, missing values
+    width = shard.base.shape[1]
+    for at in range(0, len(mask), CHUNK):
+        part = slice(at, at + CHUNK)
+        used = mask[part]
+        for columns, values in (
+            (slice(0, width), shard.base[part].numpy()[used.any(axis=1)]),
+            (slice(width, None), shard.step[part].numpy()[used]),
+        ):
+            finite = np.isfinite(values)
+            clean = np.where(finite, values, 0.0).astype(np.float64)
+            sums[:, columns] += np.stack(
+                [finite.sum(axis=0), clean.sum(axis=0), np.einsum("ij,ij->j", clean, clean), (~finite).sum(axis=0)]
+            )
+    count, total, squares, missing = group.sum(sums)
+    mean = total / np.maximum(count, 1)
+    deviation = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
+    constant = deviation <= 1e-5 * np.maximum(np.abs(mean), 1e-3)
+    scale = np.where(constant, 0.0, 1 / np.where(constant, 1.0, deviation))
+    rows = mask.any(axis=1)
+    seen = {
+        name: [shard.values[name][code - 1] for code in np.unique(codes[rows]) if code > 0]
+        for name, codes in shard.codes.items()
+    }
+    ranks = group.gather(seen)
+    vocabulary: dict[str, tuple[int | str, ...]] = {
+        name: tuple(sorted(set().union(*(rank[name] for rank in ranks)))) for name in seen
+    }
+    vocabulary["horizon"] = tuple(range(shard.horizon))
+    return Scaler(shard.names, tuple(mean.tolist()), tuple(scale.tolist()), tuple((missing > 0).tolist()), vocabulary)
+
+
+def select(shard: Shard, mask: NDArray[np.bool_], scaler: Scaler, device: torch.device) -> Samples:
+    """The samples of `mask`. A rank without any keeps its first row, whose target is NaN: it weighs nothing."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    used = mask[rows]
+    if not len(rows):
+        rows, used = np.zeros(1, dtype=np.int64), np.ones((1, shard.horizon), dtype=bool)
+    codes = []
+    for name, known_values in scaler.vocabulary.items():
+        if name != "horizon":
+            place = {value: i for i, value in enumerate(known_values, start=1)}
+            table = np.array([0, *(place.get(value, 0) for value in shard.values[name])], dtype=np.int32)
+            codes.append(table[shard.codes[name]])
+    return Samples(
+        shard,
+        torch.from_numpy(rows),
+        torch.from_numpy(np.argsort(~used, axis=1, kind="stable").astype(np.uint8)),
+        torch.from_numpy(used.sum(axis=1)),
+        torch.from_numpy(np.stack(codes, axis=1)),
+        int(mask.sum()),
+        float(shard.unit.numpy()[mask].sum(dtype=np.float64)),
+        device,
+    )

@@ -1,0 +1,62 @@
+"""What a network's forecasts of held-out weeks are worth, and how much wider or narrower its intervals should be.
+
+Ranks exchange sums and counts only, so the result does not depend on how the series are spread over them.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from salescast.dataset import Batch, Samples
+from salescast.distributed import Group
+from salescast.model import QuantileMLP
+
+BATCH = 8192
+BINS, WIDEST = 4000, 4.0  # the histogram of error ratios: steps of 0.001; nothing above 4 is told apart
+BOUNDS = (0.8, 1.6)  # a factor outside says more about the held-out weeks than about the interval
+
+
+def _forecasts(network: QuantileMLP, samples: Samples) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches with their quantiles [B, Q], the mean over the members."""
+    if samples.size:
+        with torch.inference_mode():
+            for batch in samples.pairs(BATCH):
+                yield batch, network(batch.numeric, batch.codes).mean(dim=1)
+
+
+def wmape(network: QuantileMLP, samples: Samples, group: Group) -> float:
+    """sum |y - median| / sum |y| over the samples of all ranks."""
+    sums = np.zeros(2)
+    for batch, quantiles in _forecasts(network, samples):
+        error = (batch.target - quantiles[:, network.median]) * batch.unit
+        sums += (float(error.abs().sum(dtype=torch.float64)), float(batch.label.abs().sum(dtype=torch.float64)))
+    missed, total = group.sum(sums)
+    return float(missed / total) if total > 0 else float("nan")
+
+
+def interval_factors(
+    network: QuantileMLP, samples: Samples, levels: tuple[float, ...], group: Group
+) -> NDArray[np.float64]:
+    """Conformal factors [2] for the lower and upper half-widths (after Romano et al. 2019, with ratios as scores).
+
+    Of the held-out labels above (below) the median, the share that the outer quantile promises lies within
+    factor * half-width of it. Clipped to BOUNDS; 1 where a side has no sample.
+    """
+    counts = np.zeros((2, BINS))
+    for batch, quantiles in _forecasts(network, samples):
+        median = quantiles[:, network.median]
+        error = batch.target - median
+        half = torch.where(error < 0, median - quantiles[:, 0], quantiles[:, -1] - median)
+        bins = (error.abs() / half * (BINS / WIDEST)).clamp(max=BINS - 1).long().cpu().numpy()
+        np.add.at(counts, ((error > 0).long().cpu().numpy(), bins), 1)
+    shares = np.array([(0.5 - levels[0]) / 0.5, (levels[-1] - 0.5) / 0.5])
+    counts = group.sum(counts)
+    total = counts.sum(axis=1)
+    # The conformal correction: the ceil((n + 1) * share)-th smallest of n scores.
+    rank = np.ceil((total + 1) * shares)
+    at = np.array([np.searchsorted(np.cumsum(side), n) for side, n in zip(counts, rank, strict=True)])
+    factors = np.clip((at + 1) * (WIDEST / BINS), *BOUNDS)
+    return np.where(total > 0, factors, 1.0)

@@ -1,0 +1,272 @@
+"""Reporting to MLflow that cannot hold a training up.
+
+The training appends events to a journal on disk; a process beside it sends them to MLflow and starts over where it
+stopped when the server was away. `python -m salescast.tracking JOURNAL` sends what is left.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from salescast.errors import UserError
+from salescast.files import replace_file
+from salescast.plan import Plan, Tracking
+
+logger = logging.getLogger(__name__)
+
+UNSENT = 3  # exit code: trained, but MLflow did not get everything
+RETRY = 2.0  # seconds between attempts to reach MLflow again
+EVENTS, SENT, RUN, TARGET = "events.jsonl", "sent.json", "run.json", "target.json"
+
+
+def check(uri: str, attempts: int = 3) -> None:
+    """Raise UserError if the tracking server or file at `uri` cannot be used."""
+    hint = "start it, correct MLFLOW_TRACKING_URI, or set MLFLOW_TRACKING_URI=off to train without tracking"
+    if uri.startswith(("http://", "https://")):
+        for attempt in range(1, attempts + 1):
+            try:
+                with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+                    return
+            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+                if attempt == attempts:
+                    raise UserError(f"the MLflow server {uri} does not answer ({error}); {hint}") from None
+            time.sleep(1)
+    elif uri.startswith(("sqlite:///", "file://")):
+        folder = Path(uri.removeprefix("sqlite:///").removeprefix("file://")).parent
+        if not os.access(next(parent for parent in (folder, *folder.parents) if parent.exists()), os.W_OK):
+            raise UserError(f"the MLflow store {uri} is in a folder that cannot be written; {hint}")
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def journal_folder(plan: Plan) -> Path | None:
+    """Where the plan's journal is; the same plan started again goes on with the same journal and MLflow run."""
+    return plan.tracking.journal / plan.digest(plan.fits[-1])[:16] if plan.tracking else None
+
+
+def run_id(plan: Plan) -> str | None:
+    """The MLflow run of the plan; None if nothing was sent yet or tracking is off."""
+    folder = journal_folder(plan)
+    return _read(folder / RUN).get("run_id") if folder else None
+
+
+class Journal:
+    """Appends events to `folder`; each is on disk when the call returns."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # A kill may have left half a line behind; the reader skips it.
+        self._file = (folder / EVENTS).open("a", buffering=1)
+        if self._file.tell():
+            self._file.write("\n")
+
+    def params(self, values: dict[str, Any]) -> None:
+        self._append(kind="params", values={name: str(value) for name, value in values.items()})
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self._append(kind="metrics", values=values, step=step, time=int(time.time() * 1000))
+
+    def artifacts(self, folder: Path, target: str) -> None:
+        """The files of `folder`, as they are when they are sent, under `target`."""
+        self._append(kind="artifacts", folder=str(folder.resolve()), target=target)
+
+    def end(self, status: str) -> None:
+        self._append(kind="end", status=status)
+
+    def _append(self, **event: Any) -> None:
+        self._file.write(json.dumps(event) + "\n")
+
+
+@contextmanager
+def tracked(plan: Plan) -> Iterator[Journal | None]:
+    """The plan's journal while it is being sent; None when tracking is off.
+
+    Raises UserError before anything else if MLflow cannot be reached. Whether everything arrived: `finish`.
+    """
+    folder = journal_folder(plan)
+    if plan.tracking is None or folder is None:
+        yield None
+        return
+    check(plan.tracking.uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replace_file(folder / TARGET) as temporary:
+        temporary.write_text(json.dumps(asdict(plan.tracking), default=str))
+    journal = Journal(folder)
+    journal.params(plan.config.to_dict() | {"data_digest": plan.data_digest, "cutoff": plan.fits[-1].cutoff})
+    sender = subprocess.Popen([sys.executable, "-m", __spec__.name, str(folder), "--follow"])
+    try:
+        yield journal
+    except BaseException:
+        journal.end("FAILED")  # the sender goes on by itself until it has sent this
+        raise
+    journal.end("FINISHED")
+    _await(sender, folder, plan.tracking.patience)
+
+
+def _await(sender: "subprocess.Popen[bytes]", folder: Path, patience: float) -> None:
+    """Wait for the sender to end; stop it when it has not got on for `patience` seconds."""
+    position, since = -1, time.monotonic()
+    while sender.poll() is None:
+        if (now := _position(folder)) != position:
+            position, since = now, time.monotonic()
+        if time.monotonic() - since > patience:
+            sender.terminate()
+            sender.wait()
+        time.sleep(0.1)
+
+
+def exit_code(plan: Plan) -> int:
+    """0 if tracking is off or everything was sent, else UNSENT, with a line that says how to send the rest."""
+    folder = journal_folder(plan)
+    return UNSENT if folder and _unsent(folder) else 0
+
+
+def unsent_message(plan: Plan) -> str:
+    again = f"python -m salescast.tracking {journal_folder(plan)}"
+    return f"trained, but MLflow did not get everything; when it is back: {again}"
+
+
+# --- the sending process ---
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _position(folder: Path) -> int:
+    return int(_read(folder / SENT).get("bytes", 0))
+
+
+def _unsent(folder: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Whole events that were not sent yet, each with the file position behind it."""
+    events = []
+    with (folder / EVENTS).open("rb") as file:
+        file.seek(_position(folder))
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                event = json.loads(line)
+            except ValueError:  # empty, or cut short by a kill
+                continue
+            events.append((file.tell(), event))
+    return events
+
+
+class Sender:
+    """Sends one journal to the MLflow run that belongs to it, creating the run at the first event."""
+
+    def __init__(self, folder: Path) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        from mlflow import MlflowClient
+
+        values = _read(folder / TARGET)
+        self.folder = folder
+        self.target = Tracking(**values | {"journal": Path(values["journal"])})
+        self.client = MlflowClient(tracking_uri=self.target.uri)
+        self.run: str | None = None
+
+    def send(self) -> bool:
+        """Send what is not sent; returns whether the journal's end was among it.
+
+        Raises MlflowException or OSError when MLflow does not take an event; those before it are done with.
+        """
+        run = self.run = self.run or self._run()
+        ended = False
+        for position, event in _unsent(self.folder):
+            getattr(self, f"_{event['kind']}")(run, event)
+            self._note(SENT, {"bytes": position})
+            ended = event["kind"] == "end"
+        return ended
+
+    def _note(self, name: str, values: dict[str, Any]) -> None:
+        with replace_file(self.folder / name) as temporary:
+            temporary.write_text(json.dumps(values))
+
+    def _run(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        known = _read(self.folder / RUN).get("run_id")
+        if known:
+            try:
+                return str(self.client.get_run(known).info.run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                self._note(SENT, {"bytes": 0})  # the store was emptied: everything is sent to a new run
+        name, place = self.target.experiment, self.target.artifacts
+        experiment = self.client.get_experiment_by_name(name)
+        number = experiment.experiment_id if experiment else self.client.create_experiment(name, place)
+        run = str(self.client.create_run(number, run_name=self.target.run_name).info.run_id)
+        self._note(RUN, {"run_id": run})
+        return run
+
+    def _params(self, run: str, event: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        self.client.log_batch(run, params=[Param(name, value) for name, value in event["values"].items()])
+
+    def _metrics(self, run: str, event: dict[str, Any]) -> None:
+        from mlflow.entities import Metric
+
+        stamp, step = event["time"], event["step"]
+        self.client.log_batch(run, [Metric(name, value, stamp, step) for name, value in event["values"].items()])
+
+    def _artifacts(self, run: str, event: dict[str, Any]) -> None:
+        self.client.log_artifacts(run, event["folder"], event["target"])
+
+    def _end(self, run: str, event: dict[str, Any]) -> None:
+        self.client.set_terminated(run, event["status"])
+
+
+def send(folder: Path, follow: bool = False) -> None:
+    """Send what a journal holds. With `follow` go on, through outages, until its end or that of the parent process.
+
+    Raises UserError for a folder without a journal, and without `follow` when MLflow does not take it.
+    """
+    if not (folder / TARGET).is_file():
+        raise UserError(f"no tracking journal in {folder}")
+    from mlflow.exceptions import MlflowException
+
+    parent, sender, told = os.getppid(), Sender(folder), False
+    while True:
+        orphaned = os.getppid() != parent
+        try:
+            ended, told = sender.send(), False
+        except (MlflowException, OSError) as error:
+            if not follow or orphaned:
+                raise UserError(f"MLflow at {sender.target.uri} does not take the journal {folder}: {error}") from None
+            if not told:
+                logger.warning("MLflow at %s is away; the journal is kept and sent later: %s", sender.target.uri, error)
+            told = True
+            time.sleep(RETRY)
+            continue
+        if ended or orphaned or not follow:
+            return
+        time.sleep(0.5)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    os.nice(10)  # training comes first
+    try:
+        send(Path(arguments[0]), follow="--follow" in arguments[1:])
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
