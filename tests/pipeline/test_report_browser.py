@@ -1,0 +1,235 @@
+"""The report in a real browser: choose a series, take the table away, dark mode, a phone, a console without a word."""
+
+import csv
+import io
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from salescast import data, report
+from salescast.config import Workdir
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no Chromium here: apt-get install chromium chromium-driver"
+)
+HORIZON = 8
+ARGUMENTS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,1000",
+    "--force-prefers-reduced-motion",
+)  # fmt: skip
+Rows = list[list[str]]
+
+
+def seasonal(raw: data.Raw) -> pl.DataFrame:
+    """Last year's sales as the forecast of every series."""
+    rows = raw.sales.filter(pl.col("week").is_between(*(raw.meta.last_week - timedelta(weeks=w) for w in (51, 44))))
+    ahead = rows.with_columns(pl.col("week") + timedelta(weeks=52), forecast="weekly_sales").collect()
+    steps = ((pl.col("week") - pl.lit(raw.meta.last_week)).dt.total_days() // 7).cast(pl.Int32)
+    return ahead.with_columns(horizon=steps, p10=pl.col("forecast") * 0.9, p90=pl.col("forecast") * 1.1)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
+    """Demo data of 4 stores with forecasts and a backtest of two models."""
+    work = Workdir(tmp_path_factory.mktemp("report"))
+    data.generate(work.raw, stores=4, depts=3)
+    raw = data.load(work.raw)
+    seasonal(raw).drop("weekly_sales").write_parquet(work.forecasts)
+    cutoff = raw.meta.last_week - timedelta(weeks=HORIZON)
+    tested = raw.sales.filter(pl.col("week") > cutoff).rename({"weekly_sales": "y"}).collect()
+    tested = tested.with_columns(
+        cutoff=pl.lit(cutoff), horizon=((pl.col("week") - pl.lit(cutoff)).dt.total_days() // 7).cast(pl.Int32)
+    )
+    models = [
+        tested.with_columns(yhat=pl.col("y") * off, p10=pl.col("y") * 0.8, p90=pl.col("y") * 1.2, model=pl.lit(name))
+        for name, off in (("salescast", 1.05), ("naive", 1.3))
+    ]
+    pl.concat(models).write_parquet(work.backtest)
+    report.build(work)
+    return work
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    folder = tmp_path_factory.mktemp("chromium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for argument in (*ARGUMENTS, f"--user-data-dir={folder / 'profile'}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.add_experimental_option("prefs", {"download.default_directory": str(folder / "downloads")})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, work: Workdir) -> Iterator[webdriver.Chrome]:
+    """The report, freshly opened; afterwards nothing may stand in the console and nothing was asked of a network."""
+    browser.get("about:blank")
+    browser.get_log("browser")
+    browser.get(work.report.as_uri())
+    drawn(browser)
+    yield browser
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)") == []
+
+
+def drawn(page: webdriver.Chrome) -> None:
+    WebDriverWait(page, 20).until(lambda p: p.find_elements(By.CSS_SELECTOR, "#chart .scatterlayer .trace"))
+
+
+def emulate(page: webdriver.Chrome, scheme: str = "light") -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def choose(page: webdriver.Chrome, which: str, text: str) -> None:
+    Select(page.find_element(By.ID, which)).select_by_visible_text(text)
+
+
+def table(page: webdriver.Chrome) -> Rows:
+    rows = page.find_elements(By.CSS_SELECTOR, "#weeks tbody tr")
+    return [[cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")] for row in rows]
+
+
+def forecast_line(page: webdriver.Chrome) -> list[float]:
+    """What the chart holds under the name "forecast"."""
+    return page.execute_script(
+        "return document.getElementById('chart').data.find((trace) => trace.name === 'forecast').y"
+    )
+
+
+def downloaded(page: webdriver.Chrome, button: str, folder: Path) -> tuple[str, Rows]:
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    page.find_element(By.ID, button).click()
+    end = time.monotonic() + 10
+    while not (found := list(folder.glob("*.csv"))) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found[0].name, list(csv.reader(io.StringIO(found[0].read_text("utf-8-sig"))))
+
+
+def test_a_series_can_be_chosen(page: webdriver.Chrome, work: Workdir) -> None:
+    assert page.find_element(By.ID, "picked").text == "Store 1, department 1"
+    before_line, before_table = forecast_line(page), table(page)
+    choose(page, "place", "Store 3")
+    choose(page, "dept", "Department 2")
+    assert page.find_element(By.ID, "picked").text == "Store 3, department 2"
+    expected = pl.read_parquet(work.forecasts).filter(store_id=3, dept_id=2).sort("week")
+    assert forecast_line(page) == pytest.approx(expected["forecast"].to_list(), rel=1e-6)
+    assert forecast_line(page) != before_line
+    shown = table(page)
+    assert shown != before_table
+    assert [row[0] for row in shown] == [report.day(week) for week in expected["week"]]
+    for column, name in ((1, "p10"), (2, "forecast"), (3, "p90")):
+        assert [row[column] for row in shown] == [f"{value:,.0f}" for value in expected[name]]
+    assert "place=s%3A3&dept=2" in page.current_url
+
+
+def test_all_stores_and_regions_are_sums_without_a_range(page: webdriver.Chrome, work: Workdir) -> None:
+    choose(page, "place", "All stores")
+    choose(page, "dept", "All departments")
+    sums = pl.read_parquet(work.forecasts).group_by("week").agg(pl.col("forecast").sum()).sort("week")
+    assert [row[1:4] for row in table(page)] == [["–", f"{value:,.0f}", "–"] for value in sums["forecast"]]
+    names = page.execute_script("return document.getElementById('chart').data.map((trace) => trace.name)")
+    assert "low to high" not in names
+
+
+def test_a_link_opens_its_series(page: webdriver.Chrome, work: Workdir) -> None:
+    page.get("about:blank")
+    page.get(f"{work.report.as_uri()}#place=s:2&dept=3")
+    drawn(page)
+    assert page.find_element(By.ID, "picked").text == "Store 2, department 3"
+    page.find_element(By.CSS_SELECTOR, '#totals [data-place="s:4"]').click()
+    assert page.find_element(By.ID, "picked").text == "Store 4, department 3"
+    page.back()
+    WebDriverWait(page, 5).until(lambda p: p.find_element(By.ID, "picked").text == "Store 2, department 3")
+
+
+def test_the_table_can_be_taken_away(page: webdriver.Chrome, work: Workdir, tmp_path: Path) -> None:
+    choose(page, "place", "Store 2")
+    name, rows = downloaded(page, "download", tmp_path / "one")
+    assert name == "forecast-store-2-department-1.csv"
+    assert rows[0] == ["week", "low", "forecast", "high", "a_year_before", "holiday"]
+    expected = pl.read_parquet(work.forecasts).filter(store_id=2, dept_id=1).sort("week")
+    assert [row[0] for row in rows[1:]] == [str(week) for week in expected["week"]]
+    assert [float(row[2]) for row in rows[1:]] == pytest.approx(expected["forecast"].to_list(), rel=1e-6)
+    assert [float(row[4]) for row in rows[1:]] == pytest.approx(expected["forecast"].to_list(), rel=1e-6)
+    _, everything = downloaded(page, "download-all", tmp_path / "all")
+    assert everything[0] == ["store_id", "dept_id", "week", "low", "forecast", "high"]
+    assert len(everything) == 1 + 4 * 3 * HORIZON
+    page.find_element(By.ID, "copy").click()
+    WebDriverWait(page, 5).until(lambda p: "table is" in p.find_element(By.ID, "said").text)
+
+
+def test_columns_can_be_sorted(page: webdriver.Chrome) -> None:
+    heads = page.find_elements(By.CSS_SELECTOR, "#totals thead .sort")
+    by_next = next(head for head in reversed(heads) if head.text.startswith("Next"))
+
+    def column() -> list[float]:
+        rows = by_next.find_elements(By.XPATH, "./ancestor::table/tbody/tr")
+        return [float(row.find_elements(By.TAG_NAME, "td")[3].text.replace(",", "")) for row in rows]
+
+    by_next.click()
+    assert column() == sorted(column(), reverse=True)
+    by_next.click()
+    assert column() == sorted(column())
+    assert by_next.find_element(By.XPATH, "..").get_attribute("aria-sort") == "ascending"
+
+
+def luminance(color: str) -> float:
+    """Relative luminance (WCAG 2) of "rgb(r, g, b)"."""
+    parts = [int(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(page: webdriver.Chrome, scheme: str) -> None:
+    emulate(page, scheme)
+    style: Callable[[WebElement, str], str] = lambda found, name: page.execute_script(  # noqa: E731
+        "return getComputedStyle(arguments[0])[arguments[1]]", found, name
+    )
+    card = luminance(style(page.find_element(By.CSS_SELECTOR, ".card"), "backgroundColor"))
+    assert (card > 0.5) == (scheme == "light")
+    for selector in (".card h2", ".note", ".link", ".tiles dt", "thead th", "label"):
+        text = luminance(style(page.find_element(By.CSS_SELECTOR, selector), "color"))
+        low, high = sorted((text, card))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, selector
+    line = page.execute_script("return document.getElementById('chart').data[0].line.color")
+    WebDriverWait(page, 5).until(lambda _: (int(line[1:3], 16) > 128) == (scheme == "dark"))
+    emulate(page)
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(page: webdriver.Chrome) -> None:
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        WebDriverWait(page, 5).until(lambda p: p.find_element(By.CSS_SELECTOR, "#chart .main-svg").size["width"] < 390)
+        assert page.execute_script("return document.documentElement.scrollWidth") == 390
+        choose(page, "place", "Store 4")
+        assert page.find_element(By.ID, "picked").text == "Store 4, department 1"
+        assert table(page)[0][2] != ""
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_every_control_and_chart_has_a_name(page: webdriver.Chrome) -> None:
+    unnamed = page.execute_script(
+        """return [...document.querySelectorAll("select, button, [role=img], [role=region]")].filter((found) =>
+          !(found.labels?.length || found.textContent.trim() || found.getAttribute("aria-label")
+            || found.getAttribute("aria-labelledby"))).map((found) => found.outerHTML)"""
+    )
+    assert unnamed == []
+    assert page.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
