@@ -1,0 +1,143 @@
+"""The forecast server: KServe's model server with our routes (DESIGN §8).
+
+KServe runs uvicorn and gRPC, health, signals and workers. Its own REST routes are not used: they let anybody unload
+the model, read bodies of any size and answer 500 to some malformed requests.
+"""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import kserve.model_server
+import kserve.protocol.rest.multiprocess.server
+from kserve import InferRequest, InferResponse, Model, ModelServer
+from kserve.model_repository import ModelRepository
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.rest.server import RESTServer
+from prometheus_client import Counter
+
+from salescast import protocol, protocol_v2, routes
+from salescast.config import settings
+from salescast.forecaster import Forecaster, UnavailableError
+from salescast.protocol import RequestError
+from salescast.schema import MODEL_NAME
+
+REQUESTS = Counter("salescast_requests", "Requests for forecasts, by how they ended", ["protocol", "outcome"])
+
+
+class ForecastModel(Model):  # type: ignore[misc]  # KServe is untyped
+    """The forecaster as KServe calls it: with a body from REST or an InferRequest from gRPC."""
+
+    def __init__(self, folder: Path, repo: Path) -> None:
+        """Raises UserError when there is no usable bundle or feature repo."""
+        super().__init__(MODEL_NAME)
+        self.folder, self.repo = folder, repo
+        self.forecaster = Forecaster(folder, repo, settings())
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGHUP, lambda *_: self.forecaster.refresh())
+        self.ready = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker process is told the folders and loads the model itself."""
+        return type(self), (self.folder, self.repo)
+
+    def validate(self, payload: Any) -> Any:
+        return payload  # done while parsing
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        return [{"name": name, "datatype": "INT64", "shape": [-1]} for name in ("store_id", "dept_id")]
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        kinds = {"forecast": "FP64", "p10": "FP64", "p90": "FP64", "week": "BYTES"}
+        return [{"name": name, "datatype": kind, "shape": [-1, -1]} for name, kind in kinds.items()]
+
+    async def predict(
+        self,
+        payload: routes.Body | InferRequest,
+        headers: dict[str, str] | None = None,  # noqa: ARG002  # KServe's signature
+        response_headers: dict[str, str] | None = None,  # noqa: ARG002
+    ) -> bytes | InferResponse:
+        """Raises RequestError, UnavailableError."""
+        kind = payload.protocol if isinstance(payload, routes.Body) else "grpc"
+        with _counted(kind):
+            if kind == "v1":
+                content = payload.content
+                return protocol.render_v1(
+                    await self.forecaster.answer(lambda limits: protocol.parse_v1(content, limits))
+                )
+            request = protocol_v2.decode_v2(payload.content, payload.json_length) if kind == "v2" else payload
+            answer = await self.forecaster.answer(lambda limits: protocol_v2.parse_v2(request, limits))
+            return protocol_v2.respond_v2(request, answer)
+
+
+@contextmanager
+def _counted(kind: str) -> Iterator[None]:
+    outcome = "error"
+    try:
+        yield
+        outcome = "ok"
+    except RequestError:
+        outcome = "bad_request"
+        raise
+    except UnavailableError:
+        outcome = "unavailable"
+        raise
+    finally:
+        REQUESTS.labels(kind, outcome).inc()
+
+
+class Plane(DataPlane):  # type: ignore[misc]
+    """Ready, over REST and gRPC, means that the online store answers as well."""
+
+    async def ready(self) -> bool:
+        return await self.model_ready(MODEL_NAME)
+
+    async def model_ready(self, model_name: str, disable_predictor_health_check: bool = False) -> bool:
+        """Raises ModelNotFound; UnavailableError with what is down."""
+        loaded = await super().model_ready(model_name, disable_predictor_health_check)
+        await self.get_model_from_registry(model_name).forecaster.ready()
+        return bool(loaded)
+
+
+class RestServer(RESTServer):  # type: ignore[misc]
+    """uvicorn with our routes in KServe's application."""
+
+    def _register_endpoints(self, app: Any) -> None:
+        routes.register(app, self.dataplane, settings().max_body_bytes)
+
+    def _add_exception_handlers(self, app: Any) -> None:
+        super()._add_exception_handlers(app)
+        routes.handle_errors(app)
+
+
+class Server(ModelServer):  # type: ignore[misc]
+    """KServe's server with our REST server in it, which keeps the model until the last request is answered."""
+
+    def __init__(self, http_port: int, grpc_port: int, workers: int) -> None:
+        super().__init__(
+            http_port=http_port,
+            grpc_port=grpc_port,
+            workers=workers,
+            enable_latency_logging=False,
+            grace_period=settings().shutdown_seconds,
+        )
+        self.dataplane = Plane(model_registry=self.registered_models)
+        # KServe has no parameter for it.
+        kserve.model_server.RESTServer = RestServer
+        kserve.protocol.rest.multiprocess.server.RESTServer = RestServer
+
+    def stop(self, sig: int) -> None:
+        self.registered_models = ModelRepository()  # what KServe would unload at once
+        super().stop(sig)
+
+
+def run(folder: Path, repo: Path, http_port: int, grpc_port: int, workers: int) -> None:
+    """Serve until SIGTERM or SIGINT. Raises UserError when there is nothing to serve."""
+    for name in ("kserve", "uvicorn.access"):  # a line for each request; the metrics count them
+        logging.getLogger(name).setLevel(logging.WARNING)
+    server = Server(http_port, grpc_port, workers)
+    server.start([ForecastModel(folder, repo)])
