@@ -227,7 +227,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: webdriver.Chrome) -> 
 
 def test_every_control_and_chart_has_a_name(page: webdriver.Chrome) -> None:
     unnamed = page.execute_script(
-        """return [...document.querySelectorAll("select, button, [role=img], [role=region]")].filter((found) =>
+        """return [...document.querySelectorAll("select, button, [role=img], [role=figure], [role=region]")].filter((found) =>
           !(found.labels?.length || found.textContent.trim() || found.getAttribute("aria-label")
             || found.getAttribute("aria-labelledby"))).map((found) => found.outerHTML)"""
     )
