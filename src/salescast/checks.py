@@ -48,7 +48,7 @@ _PARSERS: Final[dict[str, tables.Parser]] = {
 }
 
 
-def check(passes: pl.Expr, reason: str) -> pa.Check:
+def _check(passes: pl.Expr, reason: str) -> pa.Check:
     """A check of rows; a null result passes."""
     return pa.Check(lambda data: data.lazyframe.select(passes), error=reason)
 
@@ -56,15 +56,15 @@ def check(passes: pl.Expr, reason: str) -> pa.Check:
 def _number_check(name: str, label: str, open_days: bool) -> pa.Check:
     value = pl.col(name)
     if name in KEYS:
-        return check(value.is_between(*_INT32) & (value == value.floor()), f"{label} is not a whole number of 32 bits")
+        return _check(value.is_between(*_INT32) & (value == value.floor()), f"{label} is not a whole number of 32 bits")
     if name == LABEL:
-        return check(value.abs() <= MAX_SALES, f"{label} is not a number within +-{MAX_SALES:.0e}")
+        return _check(value.abs() <= MAX_SALES, f"{label} is not a number within +-{MAX_SALES:.0e}")
     if name == "store_size":
         whole = value.is_between(0, MAX_SALES) & (value == value.floor())
-        return check(whole, f"{label} is not a whole number, 0 or more")
+        return _check(whole, f"{label} is not a whole number, 0 or more")
     if open_days:
-        return check(value.is_between(0, 7), f"{label} is not a number of days, 0 to 7")
-    return check(value.cast(pl.Float32).is_finite(), f"{label} is not a finite number")
+        return _check(value.is_between(0, 7), f"{label} is not a number of days, 0 to 7")
+    return _check(value.cast(pl.Float32).is_finite(), f"{label} is not a finite number")
 
 
 def _column(name: str, label: str, open_days: bool) -> pa.Column:
@@ -72,9 +72,9 @@ def _column(name: str, label: str, open_days: bool) -> pa.Column:
     value = pl.col(name)
     if name == "week":
         within = value.is_between(weeks.FIRST_DAY, weeks.LAST_DAY)
-        return pa.Column(pl.Date, check(within, f"{label} is not within {weeks.FIRST_DAY} to {weeks.LAST_DAY}"))
+        return pa.Column(pl.Date, _check(within, f"{label} is not within {weeks.FIRST_DAY} to {weeks.LAST_DAY}"))
     if name == "known_at":
-        readable = check(value > tables.NO_TIME, f"{label} is not an ISO date or time")
+        readable = _check(value > tables.NO_TIME, f"{label} is not an ISO date or time")
         return pa.Column(pl.Datetime("us", "UTC"), readable, nullable=True)
     if name in _PARSERS:
         return pa.Column(pl.String, nullable=True)
@@ -109,40 +109,52 @@ class Source:
         self._rejected = [
             table.broken.select(pl.col(ROW).alias("row"), pl.lit(None).alias("column"), "value", "reason")
         ]
-        self.keep(
-            columns={name: _column(name, label, name == f"{PLANNED}{open_days}") for name, label in self.label.items()}
-        )
+        cell = {name: _column(name, label, name == f"{PLANNED}{open_days}") for name, label in self.label.items()}
+        self._validate(pa.DataFrameSchema(cell))
 
-    def keep(self, *checks: pa.Check, columns: Mapping[str, pa.Column] | None = None) -> None:
-        """Validate the rows; those that fail leave, with the first reason."""
-        try:
-            pa.DataFrameSchema(dict(columns or {}), checks=list(checks)).validate(self.rows, lazy=True)
-        except pa.errors.SchemaErrors as errors:
-            failed = errors.failure_cases.unique("index", keep="first", maintain_order=True).sort("index")
-            index = failed["index"].cast(pl.UInt32)
-            rows = failed.select("column", "check").with_columns(self.rows[ROW].gather(index))
-            cells = rows.join(self._cells, on=ROW, how="left", maintain_order="left")
-            value = pl.coalesce(
-                pl.when(pl.col("column") == name).then(pl.col(name).cast(pl.String)) for name in self.label
-            )
-            label = pl.col("column").replace_strict(self.label, default=None, return_dtype=pl.String)
-            date = (
-                pl.when(pl.col("column") == "week").then(pl.lit(" or not a date like 2012-10-26")).otherwise(pl.lit(""))
-            )
-            missing = pl.concat_str(label, pl.lit(" is missing"), date)
-            reason = pl.when(pl.col("check") == "not_nullable").then(missing).otherwise("check")
-            self._rejected.append(
-                cells.select(
-                    pl.col(ROW).alias("row"), label.alias("column"), value.alias("value"), reason.alias("reason")
-                )
-            )
-            self.rows = self.rows.filter(~pl.int_range(pl.len(), dtype=pl.UInt32).is_in(index.implode()))
+    def keep(self, passes: pl.Expr, reason: str, column: str | None = None) -> None:
+        """Reject the rows for which the expression is false; `column` holds the cell that is wrong."""
+        self._validate(pa.DataFrameSchema(checks=_check(passes, reason)), column)
 
     def keep_unique(self, *names: str) -> None:
         """Of rows with the same values in these columns (as far as the file has them), keep the first."""
         keys = [name for name in names if name in self.label]
-        reason = f"a second row for the same {', '.join(self.label[key] for key in keys)}"
-        self.keep(check(pl.struct(keys).is_first_distinct(), reason))
+        same = ", ".join(self.label[key] for key in keys)
+        self.keep(pl.struct(keys).is_first_distinct(), f"a second row for the same {same}")
+
+    def _validate(self, schema: pa.DataFrameSchema, column: str | None = None) -> None:
+        """Rows that fail leave, with the first reason; `column` is the one of checks of the whole frame."""
+        try:
+            schema.validate(self.rows, lazy=True)
+        except pa.errors.SchemaErrors as errors:
+            # Of NaN, which is "not a number" here, pandera says also that it is null: that reason comes last.
+            failed = (
+                errors.failure_cases.sort(pl.col("check") == "not_nullable", maintain_order=True)
+                .unique("index", keep="first", maintain_order=True)
+                .sort("index")
+                .with_columns(pl.col("column").fill_null(pl.lit(column)))
+            )
+            index = failed["index"].cast(pl.UInt32)
+            self._rejected.append(self._described(failed.with_columns(self.rows[ROW].gather(index))))
+            self.rows = self.rows.filter(~pl.int_range(pl.len(), dtype=pl.UInt32).is_in(index.implode()))
+
+    def _described(self, failed: pl.DataFrame) -> pl.DataFrame:
+        """Failures (ROW, column by its name inside, check) as REJECTED, with the cells as they are in the file."""
+        name = pl.col("column")
+        value = pl.coalesce(pl.when(name == inside).then(pl.col(inside).cast(pl.String)) for inside in self.label)
+        label = name.replace_strict(self.label, default=None, return_dtype=pl.String)
+        date = pl.when(name == "week").then(pl.lit(" or not a date like 2012-10-26")).otherwise(pl.lit(""))
+        missing = pl.concat_str(label, pl.lit(" is missing"), date)
+        return (
+            failed.select(ROW, "column", "check")
+            .join(self._cells, on=ROW, how="left", maintain_order="left")
+            .select(
+                pl.col(ROW).alias("row"),
+                label.alias("column"),
+                value.alias("value"),
+                pl.when(pl.col("check") == "not_nullable").then(missing).otherwise("check").alias("reason"),
+            )
+        )
 
     def rejected(self) -> pl.DataFrame:
         """The records left out (REJECTED) in the order of the file."""

@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 import polars as pl
 
 from salescast import data, weeks
-from salescast.checks import COLUMNS, PLANNED, Source, check
+from salescast.checks import COLUMNS, PLANNED, Source
 from salescast.errors import UserError
 from salescast.files import replace_file
 from salescast.schema import KEYS, LABEL, RAW_SALES, RAW_STORE_WEEKS, RAW_STORES
@@ -142,19 +142,20 @@ def _check_records(sold: Source, conditions: Source | None, static: Source | Non
     if static is not None:
         static.keep_unique("store_id")
         known = static.rows["store_id"].implode()
-        sold.keep(check(pl.col("store_id").is_in(known), f"{sold.label['store_id']} is not in {static.path.name}"))
-    weekday = _weekday(sold)
+        reason = f"{sold.label['store_id']} is not in {static.path.name}"
+        sold.keep(pl.col("store_id").is_in(known), reason, "store_id")
+    weekday = pl.lit(_weekday(sold), pl.Int8)
     for source in (sold, conditions):
         if source is not None:
-            on_grid = pl.col("week").dt.weekday() == weekday
-            source.keep(check(on_grid, f"{source.label['week']} is not on the weekday of the other weeks"))
+            reason = f"{source.label['week']} is not on the weekday of the other weeks"
+            source.keep(pl.col("week").dt.weekday() == weekday, reason, "week")
     last = sold.rows.filter(pl.col(LABEL).is_not_null())["week"].max()
     is_plan = pl.lit(False)
     if sold.planned and last is not None:
         is_plan = (pl.col("week") > last) & pl.any_horizontal(
             pl.col(PLANNED + name).is_not_null() for name in sold.planned
         )
-    sold.keep(check(pl.col(LABEL).is_not_null() | is_plan, f"{sold.label[LABEL]} is missing"))
+    sold.keep(pl.col(LABEL).is_not_null() | is_plan, f"{sold.label[LABEL]} is missing", LABEL)
     sold.keep_unique("store_id", "dept_id", "week")
     if conditions is not None:
         conditions.keep_unique("store_id", "week")

@@ -93,24 +93,29 @@ def _header(path: Path) -> list[str]:
 
 
 def _read_csv(path: Path) -> Table:
-    """All cells as text. pyarrow reads, since it hands over each record that has too few or too many cells."""
+    """All cells as text. pyarrow reads, since it hands over each record that has too few or too many cells.
+
+    It reads as Latin-1, in which all bytes are text: a record that is not UTF-8 is a bad record, not the end.
+    """
     names = _header(path)
     invalid: list[tuple[int, str]] = []
 
     def keep(record: pa.csv.InvalidRow) -> str:
-        invalid.append((record.number, record.text))
+        invalid.append((record.number, _utf8(record.text)))
         return "skip"
 
     columns = [f"c{i}" for i in range(len(names))]  # names may be any text, these are not
     found = pyarrow.csv.read_csv(
         path,
         # One thread: only then do broken records carry their number.
-        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK, column_names=columns),
+        read_options=pyarrow.csv.ReadOptions(
+            use_threads=False, block_size=_BLOCK, column_names=columns, encoding="latin-1"
+        ),
         parse_options=pyarrow.csv.ParseOptions(
             newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=keep
         ),
         convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(columns, pa.binary()), strings_can_be_null=False
+            column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
         ),
     )
     numbers = np.delete(np.arange(found.num_rows + len(invalid)), [number - 1 for number, _ in invalid]) + 1
@@ -131,17 +136,19 @@ def _as_broken(cells: pl.DataFrame, columns: list[str], reason: str) -> pl.DataF
     return cells.select(ROW, pl.concat_str(columns, separator=",").alias("value"), pl.lit(reason).alias("reason"))
 
 
+def _utf8(text: str) -> str:
+    """Text that was read as Latin-1, as UTF-8."""
+    return text.encode("latin-1").decode(errors="replace")
+
+
 def _decoded(cells: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Bytes to text, and the records in which that is impossible (columns BROKEN)."""
-    try:
-        return cells.with_columns(pl.col(columns).cast(pl.String)), pl.DataFrame(schema=BROKEN)
-    except pl.exceptions.PolarsError:
-        replaced = cells.with_columns(
-            pl.Series(column, [cell.decode(errors="replace") for cell in cells[column]], pl.String)
-            for column in columns
-        )
-    bad = pl.any_horizontal(pl.col(column).str.contains("\N{REPLACEMENT CHARACTER}") for column in columns)
-    return replaced.filter(~bad), _as_broken(replaced.filter(bad), columns, "not text in UTF-8")
+    """Latin-1 to UTF-8, and the records in which that is impossible (columns BROKEN)."""
+    beyond = [column for column in columns if cells[column].str.contains(r"[^\x00-\x7f]").any()]
+    cells = cells.with_columns(pl.Series(column, map(_utf8, cells[column]), pl.String) for column in beyond)
+    bad = pl.any_horizontal(
+        pl.lit(False), *(pl.col(column).str.contains("\N{REPLACEMENT CHARACTER}") for column in beyond)
+    )
+    return cells.filter(~bad), _as_broken(cells.filter(bad), columns, "not text in UTF-8")
 
 
 def text(cells: pl.DataFrame, column: str) -> pl.Expr:

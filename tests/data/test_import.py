@@ -1,0 +1,576 @@
+"""Import of a retailer's files: every record is accepted, plan, or reported with its reason."""
+
+import csv
+import io
+import re
+from collections import Counter
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from salescast import data, ingest
+from salescast.errors import UserError
+
+FRIDAY = date(2012, 9, 7)
+HEADER = ["Store", "Dept", "Date", "Weekly_Sales"]
+WALMART = Path(__file__).parents[2].parent / "shared" / "data" / "walmart"
+quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def week(k: int) -> str:
+    return str(FRIDAY + timedelta(7 * k))
+
+
+def write(path: Path, header: list[str], rows: list[tuple[Any, ...]]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    return path
+
+
+def run(
+    tmp_path: Path, rows: list[tuple[Any, ...]], *, header: list[str] = HEADER, **options: Any
+) -> ingest.ImportReport:
+    """Import rows as sales.csv into tmp_path/raw."""
+    sales = write(tmp_path / "sales.csv", header, rows)
+    files = {name: options.pop(name, None) for name in ("features", "stores")}
+    return ingest.import_sales(sales, files["features"], files["stores"], tmp_path / "raw", **options)
+
+
+def balanced(report: ingest.ImportReport) -> bool:
+    return all(file.rows == file.accepted + file.plan_rows + file.rejected for file in report.files)
+
+
+# --- against a loop over the records ---------------------------------------------------------------------------------
+
+stores_text = st.sampled_from(["1", "1", "2", " 2 ", "1.0", "4", "x", "", "1.5", "99999999999", "NA", "inf"])
+depts_text = st.sampled_from(["1", "1", "2", "-3", "", "two", "2147483648"])
+dates_text = st.sampled_from(
+    [
+        *map(week, range(5)),
+        week(0),
+        week(1),
+        week(2) + " 00:00:00",
+        "2012-09-08",
+        "2012-13-01",
+        "",
+        "07.09.2012",
+        "1889-01-04",
+    ]
+)
+sales_text = st.sampled_from(["10.5", "-3", "0", " 7 ", "1e3", "NA", "", "x", "inf", "1e400", "-2e15", "1,5"])
+records = st.lists(st.tuples(stores_text, depts_text, dates_text, sales_text), min_size=1, max_size=25)
+KNOWN = {1, 2}
+
+
+def whole_number(text: str) -> int | None:
+    try:
+        value = float(text)
+        return int(value) if value == int(value) and -(2**31) <= value < 2**31 else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def parse(record: tuple[str, ...]) -> tuple[int, int, date, float | None] | None:
+    """A record's values, None where a cell is wrong; missing sales are None."""
+    store, dept, day, sales = (cell.strip() for cell in record)
+    try:
+        when = date.fromisoformat(day.removesuffix(" 00:00:00"))
+        amount = None if sales in ("", "NA") else float(sales)
+    except ValueError:
+        return None
+    ids = whole_number(store), whole_number(dept)
+    if ids[0] is None or ids[1] is None or when.year < 1990 or (amount is not None and not abs(amount) <= 1e15):
+        return None
+    return ids[0], ids[1], when, amount
+
+
+def classify(rows: list[tuple[str, ...]]) -> tuple[dict[tuple[int, int, date], float], set[int]]:
+    """Accepted sales by key, and the row numbers of what is rejected (the header is row 1)."""
+    parsed = {number: parse(record) for number, record in enumerate(rows, start=2)}
+    left = {number: values for number, values in parsed.items() if values is not None and values[0] in KNOWN}
+    weekdays = Counter(values[2].weekday() for values in left.values())
+    grid = min(weekdays, key=lambda day: (-weekdays[day], day), default=None)
+    accepted: dict[tuple[int, int, date], float] = {}
+    rejected = set(parsed) - set(left)
+    for number, (store, dept, day, amount) in left.items():
+        if day.weekday() != grid or amount is None or (store, dept, day) in accepted:
+            rejected.add(number)
+        else:
+            accepted[store, dept, day] = amount
+    return accepted, rejected
+
+
+@quick
+@given(records)
+def test_what_is_accepted_and_rejected_is_what_a_loop_finds(tmp_path: Path, rows: list[tuple[str, ...]]) -> None:
+    accepted, rejected = classify(rows)
+    stores = write(tmp_path / "stores.csv", ["Store", "Type", "Size"], [(1, "A", 100), (2, "B", "NA")])
+    if not accepted:
+        with pytest.raises(UserError, match="no usable row of sales is left"):
+            run(tmp_path, rows, stores=stores, skip_bad_rows=True)
+        return
+    if rejected:
+        with pytest.raises(
+            UserError, match=f"^{len(rejected)} of {len(rows) + 2} rows cannot be used: .*--skip-bad-rows"
+        ):
+            run(tmp_path, rows, stores=stores)
+    report = run(tmp_path, rows, stores=stores, skip_bad_rows=True)
+    assert balanced(report)
+    assert set(report.rejected["row"]) == rejected
+    assert report.rejected.height == len(rejected)
+    assert report.rejected["reason"].null_count() == 0
+    table = data.load(tmp_path / "raw").sales.collect()
+    assert {(s, d, w): y for s, d, w, y in table.iter_rows()} == accepted
+    assert table.equals(table.sort("store_id", "dept_id", "week"))
+    assert report.negative == sum(y < 0 for y in accepted.values())
+    by_series: dict[tuple[int, int], list[date]] = {}
+    for store, dept, day in accepted:
+        by_series.setdefault((store, dept), []).append(day)
+    span = sum((max(days) - min(days)).days // 7 + 1 for days in by_series.values())
+    assert report.gaps == span - len(accepted)
+    assert report.dataset.series == len(by_series)
+    assert (tmp_path / "raw" / data.REJECTED).exists() == bool(rejected)
+
+
+# --- mutated files ---------------------------------------------------------------------------------------------------
+
+BASE = io.StringIO()
+csv.writer(BASE, lineterminator="\n").writerows(
+    [
+        [*HEADER, "IsHoliday"],
+        *((s, d, week(k), f"{100 * s + k}.25", "TRUE") for s in (1, 2) for d in (1, 2) for k in range(4)),
+    ]
+)
+PIECES = [
+    b",",
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b'"',
+    b'""',
+    b",,,,",
+    b"\xff",
+    b"\0",
+    b"-",
+    b"e",
+    b"NA",
+    b";",
+    b"\xef\xbb\xbf",
+    b" ",
+    b"9",
+]
+mutation = st.tuples(
+    st.sampled_from(["insert", "delete", "overwrite", "repeat"]),
+    st.integers(0, 600),
+    st.integers(1, 40),
+    st.sampled_from(PIECES) | st.binary(min_size=1, max_size=4),
+)
+
+
+def mutated(mutations: list[tuple[str, int, int, bytes]]) -> bytes:
+    content = BASE.getvalue().encode()
+    for how, where, length, piece in mutations:
+        at = where % (len(content) + 1)
+        match how:
+            case "insert":
+                content = content[:at] + piece + content[at:]
+            case "delete":
+                content = content[:at] + content[at + length :]
+            case "overwrite":
+                content = content[:at] + piece + content[at + len(piece) :]
+            case _:
+                content = content[:at] + content[at : at + length] + content[at:]
+    return content
+
+
+def lines_with_content(text: str) -> int:
+    return sum(bool(re.sub(r'[",]', "", line)) for line in re.split(r"\r\n|\r|\n", text))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(mutation, min_size=1, max_size=6))
+def test_no_line_of_a_mutated_file_is_lost(tmp_path: Path, mutations: list[tuple[str, int, int, bytes]]) -> None:
+    """One clear line and the exit, or: each line of the file is an accepted row or stands in the report."""
+    path = tmp_path / "sales.csv"
+    path.write_bytes(mutated(mutations))
+    try:
+        report = ingest.import_sales(path, None, None, tmp_path / "raw", skip_bad_rows=True)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    assert balanced(report)
+    assert report.dataset.rows == data.load(tmp_path / "raw").sales.collect().height == report.files[0].accepted
+    reported = sum(
+        1 if column is not None or "second row" in reason else lines_with_content(value)
+        for column, value, reason in report.rejected.select("column", "value", "reason").iter_rows()
+    )
+    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode(errors="replace")
+    header = next(csv.reader(io.StringIO(text, newline="")))
+    header_lines = len(re.split(r"\r\n|\r|\n", ",".join(header)))
+    assert lines_with_content(text) == header_lines + report.files[0].accepted + reported
+
+
+# --- reasons, one by one ---------------------------------------------------------------------------------------------
+
+GOOD = [(1, 1, week(0), 10), (1, 1, week(1), 11)]
+
+
+@pytest.mark.parametrize(
+    ("record", "column", "value", "reason"),
+    [
+        (("", 1, week(2), 1), "Store", "", "Store is missing"),
+        (("A7", 1, week(2), 1), "Store", "A7", "Store is not a whole number of 32 bits"),
+        ((1, 1e10, week(2), 1), "Dept", "10000000000.0", "Dept is not a whole number of 32 bits"),
+        ((1, 1, "26/10/2012", 1), "Date", "26/10/2012", "Date is missing or not a date like 2012-10-26"),
+        ((1, 1, "2102-09-21", 1), "Date", "2102-09-21", "Date is not within 1990-01-01 to 2074-12-31"),
+        ((1, 1, "2012-09-20", 1), "Date", "2012-09-20", "Date is not on the weekday of the other weeks"),
+        ((1, 1, week(2), "NA"), "Weekly_Sales", "NA", "Weekly_Sales is missing"),
+        ((1, 1, week(2), "n.a."), "Weekly_Sales", "n.a.", "Weekly_Sales is not a number within +-1e+15"),
+        ((1, 1, week(2), "-inf"), "Weekly_Sales", "-inf", "Weekly_Sales is not a number within +-1e+15"),
+        ((1, 1, week(1), 12), None, None, "a second row for the same Store, Dept, Date"),
+        ((1, 1, week(2)), None, f"1,1,{week(2)}", "not 4 cells as in the header"),
+        ((1, 1, week(2), "1\n2"), None, f"1,1,{week(2)},1\n2", "a line break inside quotes"),
+    ],
+)
+def test_a_bad_row_is_reported_with_its_number_cell_and_reason(
+    tmp_path: Path, record: tuple[Any, ...], column: str | None, value: str | None, reason: str
+) -> None:
+    rows = [GOOD[0], GOOD[1], record]
+    with pytest.raises(UserError) as refused:
+        run(tmp_path, rows)
+    assert str(refused.value) == (
+        f"1 of 3 rows cannot be used: sales.csv: 1 x {reason} (first in row 4: {value!r}); all are listed in "
+        f"{tmp_path / 'raw' / 'rejected.csv'}; correct them, or import the rest with --skip-bad-rows"
+    )
+    listed = pl.read_csv(tmp_path / "raw" / "rejected.csv", infer_schema=False).row(0)
+    assert listed[1] == "4"
+    assert listed[4] == reason
+    report = run(tmp_path, rows, skip_bad_rows=True)
+    assert report.rejected.rows() == [(str(tmp_path / "sales.csv"), 4, column, value, reason)]
+    assert (report.dataset.rows, balanced(report)) == (2, True)
+
+
+def test_text_that_is_not_utf8_is_a_bad_row_and_a_foreign_encoding_a_bad_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "sales.csv", HEADER, GOOD)
+    path.write_bytes(path.read_bytes() + b"1,\xe9,2012-09-21,5\n")
+    report = ingest.import_sales(path, None, None, tmp_path / "raw", skip_bad_rows=True)
+    assert report.rejected.select("row", "reason").rows() == [(4, "not text in UTF-8")]
+    path.write_text("Store,Dept\n", encoding="utf-16")
+    with pytest.raises(UserError, match="is not text in UTF-8; save it as CSV in UTF-8, or Parquet"):
+        ingest.import_sales(path, None, None, tmp_path / "raw")
+
+
+def test_a_refused_import_leaves_the_earlier_dataset(tmp_path: Path) -> None:
+    run(tmp_path, GOOD)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "raw").iterdir()}
+    with pytest.raises(UserError):
+        run(tmp_path, [*GOOD, GOOD[0]])
+    after = {path.name: path.read_bytes() for path in (tmp_path / "raw").iterdir()}
+    assert after.pop(data.REJECTED)
+    assert after == before
+    run(tmp_path, GOOD[:1])
+    assert data.load(tmp_path / "raw").sales.collect().height == 1
+    assert not (tmp_path / "raw" / data.REJECTED).exists()
+
+
+def test_bad_rows_of_the_other_files_are_reported_too(tmp_path: Path) -> None:
+    features = write(
+        tmp_path / "features.csv",
+        ["Store", "Date", "Temperature", "CPI"],
+        [
+            (1, week(0), 70.5, "NA"),
+            (1, week(0), 71, 1),
+            (1, week(1), "hot", 2),
+            (1, "2012-09-09", 70, 2),
+            (1, week(2), 1e39, 1),
+        ],
+    )
+    stores = write(
+        tmp_path / "stores.csv", ["Store", "Type", "Size"], [(1, "A", 100), (1, "B", 1), (2, "C", -5), (3, "C", 1.5)]
+    )
+    report = run(tmp_path, [*GOOD, (8, 1, week(0), 1)], features=features, stores=stores, skip_bad_rows=True)
+    assert report.rejected.select("row", "value", "reason").rows() == [
+        (4, "8", "Store is not in stores.csv"),
+        (3, None, "a second row for the same Store, Date"),
+        (4, "hot", "Temperature is not a finite number"),
+        (5, "2012-09-09", "Date is not on the weekday of the other weeks"),
+        (6, "1e+39", "Temperature is not a finite number"),
+        (3, None, "a second row for the same Store"),
+        (4, "-5", "Size is not a whole number, 0 or more"),
+        (5, "1.5", "Size is not a whole number, 0 or more"),
+    ]
+    raw = data.load(tmp_path / "raw")
+    assert raw.store_weeks.rows() == [(1, FRIDAY, 70.5, None, None, None)]
+    assert raw.stores.rows() == [(1, "A", 100, None)]
+    assert balanced(report)
+
+
+def test_most_frequent_reasons_come_first_and_the_message_stays_short(tmp_path: Path) -> None:
+    bad = [
+        ("", 1, week(0), 1),
+        (1, "", week(0), 1),
+        (1, 1, "", 1),
+        (1, 1, week(0), ""),
+        ("x", 1, week(0), 1),
+        (1, "x", week(0), 1),
+    ]
+    with pytest.raises(
+        UserError, match=r"^8 of 9 rows .*: 3 x Store is missing .*; and 1 other reasons; all are listed"
+    ) as refused:
+        run(tmp_path, [(1, 1, week(0), 5), *bad, bad[0], bad[0]])
+    assert str(refused.value).count(" x ") == 5
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_department_is_department_zero(tmp_path: Path) -> None:
+    run(tmp_path, [(1, week(0), 5), (2, week(0), 6)], header=["Store", "Date", "Weekly_Sales"])
+    assert data.load(tmp_path / "raw").sales.collect().rows() == [(1, 0, FRIDAY, 5.0), (2, 0, FRIDAY, 6.0)]
+
+
+def test_without_a_stores_file_stores_are_known_by_id_only(tmp_path: Path) -> None:
+    run(tmp_path, [(7, 1, week(0), 5), (2, 1, week(0), 6)])
+    raw = data.load(tmp_path / "raw")
+    assert raw.stores.rows() == [(2, None, None, None), (7, None, None, None)]
+    assert raw.store_weeks.is_empty()
+
+
+def test_own_column_names_by_mapping(tmp_path: Path) -> None:
+    features = write(tmp_path / "features.csv", ["shop", "Date", "temp"], [(1, week(0), 70)])
+    report = run(
+        tmp_path,
+        [(1, 3, week(0), 5, "x")],
+        header=["shop", "*", "day", "^r.*$", "note"],
+        features=features,
+        mapping={"Store": "shop", "Dept": "*", "Date": "day", "Weekly_Sales": "^r.*$", "Temperature": "temp"},
+    )
+    raw = data.load(tmp_path / "raw")
+    assert raw.sales.collect().rows() == [(1, 3, FRIDAY, 5.0)]
+    assert raw.store_weeks["temperature"].to_list() == [70.0]
+    assert [file.ignored_columns for file in report.files] == [("note",), ()]
+    with pytest.raises(UserError, match="shop is missing"):
+        run(tmp_path, [("", week(0), 5)], header=["shop", "Date", "Weekly_Sales"], mapping={"Store": "shop"})
+
+
+def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
+    rows = [(1, 1, FRIDAY, 10.5), (1, 2, FRIDAY, -1.0), (2, 1, FRIDAY + timedelta(7), None)]
+    typed = pl.DataFrame(
+        rows, schema=dict(zip(HEADER, (pl.Int64, pl.Int16, pl.Date, pl.Float64), strict=True)), orient="row"
+    )
+    variants = [
+        typed,
+        typed.with_columns(pl.all().cast(pl.String)),
+        typed.with_columns(
+            pl.col("Date").cast(pl.Datetime("ns")),
+            pl.col("Store").cast(pl.Float64),
+            pl.col("Weekly_Sales").fill_null(float("nan")),
+        ),
+        typed.with_columns(pl.col("Date").cast(pl.String).cast(pl.Categorical)),
+    ]
+    reports = [run(tmp_path, [tuple("" if v is None else v for v in row) for row in rows], skip_bad_rows=True)]
+    for variant in variants:
+        variant.write_parquet(tmp_path / "sales.parquet")
+        reports.append(
+            ingest.import_sales(tmp_path / "sales.parquet", None, None, tmp_path / "raw", skip_bad_rows=True)
+        )
+    assert len({report.dataset.digest for report in reports}) == 1
+    assert [report.rejected["row"].to_list() for report in reports] == [[4], [3], [3], [3], [3]]
+    assert {tuple(report.rejected["reason"]) for report in reports} == {("Weekly_Sales is missing",)}
+    typed.with_columns(Store=pl.lit([1])).write_parquet(tmp_path / "sales.parquet")
+    with pytest.raises(UserError, match=r"holds List\(Int\d+\); give numbers, dates or text"):
+        ingest.import_sales(tmp_path / "sales.parquet", None, None, tmp_path / "raw")
+
+
+# --- planned columns -------------------------------------------------------------------------------------------------
+
+
+def test_planned_columns_of_both_files_and_rows_of_the_future(tmp_path: Path) -> None:
+    features = write(
+        tmp_path / "features.csv",
+        ["Store", "Date", "School", "known_at", "Colour"],
+        [
+            (1, week(0), "yes", "", "red"),
+            (1, week(3), "NO", "2012-09-01T10:00:00+02:00", "red"),
+            (1, week(4), "", "", "red"),
+        ],
+    )
+    report = run(
+        tmp_path,
+        [
+            (1, 1, week(0), 10, 2, 6),
+            (1, 1, week(1), 11, "", ""),
+            (1, 1, week(2), "", 3.5, 7),
+            (1, 1, week(3), "", "", ""),
+        ],
+        header=[*HEADER, "Promo", "Open"],
+        features=features,
+        planned=["Promo", "School"],
+        open_days="Open",
+        skip_bad_rows=True,
+    )
+    assert report.rejected.select("row", "reason").rows() == [(5, "Weekly_Sales is missing")]
+    assert [(f.rows, f.accepted, f.plan_rows, f.rejected) for f in report.files] == [(4, 2, 1, 1), (3, 3, 0, 0)]
+    assert report.files[1].ignored_columns == ("Colour",)
+    raw = data.load(tmp_path / "raw")
+    assert (raw.meta.planned, raw.meta.open_days) == (("Promo", "School", "Open"), "Open")
+    assert raw.plan is not None
+    plan = raw.plan.collect()
+    assert plan.columns == ["store_id", "dept_id", "week", "known_at", "Promo", "School", "Open"]
+    told = datetime(2012, 9, 1, 8, tzinfo=UTC)
+    assert plan.rows() == [
+        (1, None, FRIDAY, None, None, 1.0, None),
+        (1, None, FRIDAY + timedelta(21), told, None, 0.0, None),
+        (1, 1, FRIDAY, None, 2.0, None, 6.0),
+        (1, 1, FRIDAY + timedelta(14), None, 3.5, None, 7.0),
+    ]
+    assert raw.meta.last_week == FRIDAY + timedelta(7)
+    assert raw.sales.collect().height == 2
+
+
+def test_plan_is_part_of_the_digest(tmp_path: Path) -> None:
+    header = [*HEADER, "Promo"]
+    digests = {
+        run(tmp_path, [(1, 1, week(0), 1, 1), (1, 1, week(1), "", k)], header=header, planned=["Promo"]).dataset.digest
+        for k in (1, 2)
+    }
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("cell", "moment", "reason"),
+    [
+        ("a", "", "Promo is not a finite number"),
+        ("1e39", "", "Promo is not a finite number"),
+        ("8", "", "Promo is not a number of days, 0 to 7"),
+        ("1", "yesterday", "known_at is not an ISO date or time"),
+    ],
+)
+def test_bad_plans_are_bad_rows(tmp_path: Path, cell: str, moment: str, reason: str) -> None:
+    days = "Promo" if cell == "8" else None
+    with pytest.raises(UserError, match=f"1 x {reason}"):
+        run(
+            tmp_path,
+            [(1, 1, week(0), 1, cell, moment)],
+            header=[*HEADER, "Promo", "known_at"],
+            planned=["Promo"],
+            open_days=days,
+        )
+
+
+def test_empty_sales_after_the_last_week_are_no_plan_without_planned_columns(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="1 x Weekly_Sales is missing"):
+        run(tmp_path, [(1, 1, week(0), 1, 5), (1, 1, week(1), "", 5)], header=[*HEADER, "Promo"])
+
+
+# --- what a user can get wrong ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "message"),
+    [
+        (
+            ["Shop", *HEADER[1:]],
+            {},
+            r"sales.csv has no column 'Store', its columns are \['Shop', .*; name the right one with --map Store",
+        ),
+        (
+            HEADER,
+            {"mapping": {"Sales": "Weekly_Sales"}},
+            r"--map of unknown columns \['Sales'\]; the standard names are \['Store'",
+        ),
+        (
+            HEADER,
+            {"mapping": {"Dept": "Department"}},
+            r"--map: no file has the columns \['Department'\]; the columns are",
+        ),
+        (HEADER, {"mapping": {"Store": "Dept", "Dept": "Dept"}}, "--map gives one column two meanings"),
+        (HEADER, {"planned": ["Promo"]}, r"--planned: no file has the columns \['Promo'\]"),
+        (HEADER, {"open_days": "Open"}, r"--planned: no file has the columns \['Open'\]"),
+        (HEADER, {"planned": ["Weekly_Sales"]}, r"\['Weekly_Sales'\] cannot be planned columns"),
+        (HEADER, {"country": "XX"}, "no holidays are known for country 'XX'"),
+        ([*HEADER[:3], "Date"], {}, "more than one column named 'Date'"),
+        ([], {}, "is empty or starts with an empty line"),
+    ],
+)
+def test_options_and_headers(tmp_path: Path, header: list[str], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, [(1, 1, week(0), 1)], header=header, **options)
+    assert not (tmp_path / "raw").exists()
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    def imported(path: Path) -> None:
+        ingest.import_sales(path, None, None, tmp_path / "raw")
+
+    with pytest.raises(UserError, match=r"nothing.csv is not a file; give the path of a CSV or Parquet file"):
+        imported(tmp_path / "nothing.csv")
+    with pytest.raises(UserError, match="is not a file"):
+        imported(tmp_path)
+    for name, content, message in (
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"Store,Dept,Date,Weekly_Sales", "has no rows; give a file with a header"),
+        ("a.csv", b"Store,Dept,Date,Weekly_Sales\n\n\n", "has no rows; give a file with a header"),
+        ("a.csv", b"PK\x03\x04\x14\0\x06\0\x08\0", "is not text in UTF-8"),
+        ("a.parquet", b"Store,Dept,Date,Weekly_Sales\n1,1,2012-09-07,1\n", "cannot be read as Parquet"),
+        (
+            "a.csv",
+            b"Store;Dept;Date;Weekly_Sales\n1;1;2012-09-07;1\n",
+            "has no column 'Store', its columns are .'Store;Dept;",
+        ),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            imported(tmp_path / name)
+
+
+def test_daily_data_are_refused_as_a_whole(tmp_path: Path) -> None:
+    days = [(1, 1, FRIDAY + timedelta(k), 5) for k in range(21)]
+    with pytest.raises(
+        UserError, match=r"sales.csv is not weekly: its dates lie on 7 different weekdays; sum the sales"
+    ):
+        run(tmp_path, days, skip_bad_rows=True)
+
+
+def test_a_mistyped_year_shows_as_empty_weeks(tmp_path: Path) -> None:
+    assert run(tmp_path, [*GOOD, (1, 1, "2013-09-06", 1)]).empty_weeks == 50
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    sales = write(tmp_path / "sales.csv", HEADER, GOOD)
+    for rows_ok, content in ((True, GOOD), (False, [*GOOD, GOOD[0]])):
+        write(sales, HEADER, content)
+        with pytest.raises(UserError, match=r"cannot write .*/proc/raw: .*; give another folder"):
+            ingest.import_sales(sales, None, None, Path("/proc/raw"))
+        assert rows_ok == (content is GOOD)
+    with pytest.raises(UserError, match="holds other files and no dataset"):
+        ingest.import_sales(write(sales, HEADER, GOOD), None, None, tmp_path)
+
+
+@pytest.mark.skipif(not WALMART.is_dir(), reason="the published sales data are not beside the repository")
+def test_published_data_as_they_are(tmp_path: Path) -> None:
+    files = (WALMART / "train.csv", WALMART / "features.csv", WALMART / "stores.csv")
+    report = ingest.import_sales(*files, tmp_path / "raw")
+    expected = pl.read_csv(files[0], try_parse_dates=True)
+    raw = data.load(tmp_path / "raw")
+    assert_frame_equal(
+        raw.sales.collect(),
+        expected.select(
+            pl.col("Store").cast(pl.Int32).alias("store_id"),
+            pl.col("Dept").cast(pl.Int32).alias("dept_id"),
+            pl.col("Date").alias("week"),
+            pl.col("Weekly_Sales").alias("weekly_sales"),
+        ).sort("store_id", "dept_id", "week"),
+        check_exact=True,
+    )
+    assert report.negative == (expected["Weekly_Sales"] < 0).sum()
+    assert (report.rejected.height, report.empty_weeks) == (0, 0)
+    features = pl.read_csv(files[1], null_values="NA", try_parse_dates=True)
+    assert raw.store_weeks["cpi"].null_count() == features["CPI"].null_count() > 0
+    assert raw.stores["store_size"].sum() == pl.read_csv(files[2])["Size"].sum()
