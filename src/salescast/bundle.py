@@ -98,7 +98,7 @@ class Bundle:
         codes = self.scaler.encode(inputs)
         base, step = torch.from_numpy(inputs.base), torch.from_numpy(inputs.step)
         out = np.empty((frame.height, weeks, len(self.levels)))
-        horizons = torch.arange(1, weeks + 1, dtype=torch.int32)
+        horizons = self.scaler.horizons(weeks)
         rows = max(1, CHUNK // weeks)
         for at in range(0, frame.height, rows):
             part = slice(at, min(at + rows, frame.height))

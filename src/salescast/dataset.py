@@ -166,14 +166,13 @@ def _assemble(
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples: raw inputs [B, F], category codes [B, C], and [B] each: target, unit, label, loss weight, horizon."""
+    """B samples: raw inputs [B, F], category codes [B, C], and [B] each: target, unit, label."""
 
     numeric: Tensor
     codes: Tensor
     target: Tensor
     unit: Tensor
     label: Tensor
-    horizon: Tensor
 
 
 @dataclass(frozen=True)
@@ -184,19 +183,25 @@ class Samples:
     rows: Tensor  # int64 [m]
     order: Tensor  # uint8 [m, H]
     count: Tensor  # int64 [m]
-    codes: Tensor  # int32 [n, C]
+    codes: Tensor  # int64 [n, C - 1], of the categories but the horizon
+    horizons: Tensor  # int64 [H], the horizons' codes
     size: int  # samples; 0 on a rank that only keeps step with the others
     unit_sum: float  # of the samples' units
     device: torch.device
 
-    def take(self, rows: Tensor, horizon: Tensor) -> Batch:
-        """The samples (rows, horizon), both int64 [B]."""
+    def batches(self, rows: Tensor, horizon: Tensor, batch: int) -> Iterator[Batch]:
+        """The samples (rows, horizon), both int64, in batches of at most `batch`."""
         shard = self.shard
-        flat = rows * shard.horizon + horizon
-        numeric = torch.cat([shard.base.index_select(0, rows), shard.step.flatten(0, 1).index_select(0, flat)], dim=1)
-        codes = torch.cat([self.codes.index_select(0, rows), (horizon + 1).unsqueeze(1).to(torch.int32)], dim=1)
-        values = (tensor.flatten().index_select(0, flat) for tensor in (shard.target, shard.unit, shard.label))
-        return Batch(*(tensor.to(self.device, non_blocking=True) for tensor in (numeric, codes, *values, horizon)))
+        step = shard.step.flatten(0, 1)
+        values = [tensor.flatten() for tensor in (shard.target, shard.unit, shard.label)]
+        places = rows * shard.horizon + horizon
+        horizon_code = self.horizons[horizon].unsqueeze(1)
+        for at in range(0, len(rows), batch):
+            row, place = rows[at : at + batch], places[at : at + batch]
+            numeric = torch.cat([shard.base.index_select(0, row), step.index_select(0, place)], dim=1)
+            codes = torch.cat([self.codes.index_select(0, row), horizon_code[at : at + batch]], dim=1)
+            parts = (numeric, codes, *(tensor.index_select(0, place) for tensor in values))
+            yield Batch(*(part.to(self.device, non_blocking=True) for part in parts))
 
     def epoch(self, epoch: int, seed: int, batch: int, steps: int) -> Iterator[Batch]:
         """`steps` batches of `batch` samples: every row once with one of its horizons, then again from the start.
@@ -204,22 +209,16 @@ class Samples:
         The horizon rotates from epoch to epoch, so that a row shows each of them equally often. Rows start at
         different horizons: with equal ones a week would always meet the same horizon in every series.
         """
-        random = torch.Generator().manual_seed(seed)
-        offset = torch.randint(0, 1 << 30, (len(self.rows),), generator=random)
-        shuffle = torch.Generator().manual_seed(seed + 1 + epoch)
-        picks = torch.randperm(len(self.rows), generator=shuffle)
+        offset = torch.randint(0, 1 << 30, self.rows.shape, generator=torch.Generator().manual_seed(seed))
+        picks = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(seed + 1 + epoch))
         picks = picks.repeat(-(-steps * batch // len(picks)))[: steps * batch]
-        for chosen in picks.view(steps, batch):
-            turn = (offset[chosen] + epoch) % self.count[chosen]
-            yield self.take(self.rows[chosen], self.order[chosen, turn].long())
+        turn = (offset[picks] + epoch) % self.count[picks]
+        return self.batches(self.rows[picks], self.order[picks, turn].long(), batch)
 
     def pairs(self, batch: int) -> Iterator[Batch]:
-        """Every sample (row, horizon) once, in batches of at most `batch`."""
-        slot = torch.arange(self.shard.horizon)
-        row, rank = torch.nonzero(slot < self.count.unsqueeze(1), as_tuple=True)
-        for at in range(0, len(row), batch):
-            chosen = row[at : at + batch]
-            yield self.take(self.rows[chosen], self.order[chosen, rank[at : at + batch]].long())
+        """Every sample (row, horizon) once."""
+        row, turn = torch.nonzero(torch.arange(self.shard.horizon) < self.count.unsqueeze(1), as_tuple=True)
+        return self.batches(self.rows[row], self.order[row, turn].long(), batch)
 
 
 def day_number(day: date) -> int:
@@ -271,23 +270,23 @@ def fit_scaler(shard: Shard, mask: NDArray[np.bool_], group: Group) -> Scaler:
 
 
 def select(shard: Shard, mask: NDArray[np.bool_], scaler: Scaler, device: torch.device) -> Samples:
-    """The samples of `mask`. A rank without any keeps its first row, whose target is NaN: it weighs nothing."""
+    """The samples of `mask`; a rank without any keeps its first row, to weigh nothing."""
     rows = np.flatnonzero(mask.any(axis=1))
     used = mask[rows]
     if not len(rows):
         rows, used = np.zeros(1, dtype=np.int64), np.ones((1, shard.horizon), dtype=bool)
     codes = []
-    for name, known_values in scaler.vocabulary.items():
-        if name != "horizon":
-            place = {value: i for i, value in enumerate(known_values, start=1)}
-            table = np.array([0, *(place.get(value, 0) for value in shard.values[name])], dtype=np.int32)
-            codes.append(table[shard.codes[name]])
+    for name, local in shard.codes.items():
+        known_codes = scaler.code(name)
+        table = np.array([0, *(known_codes.get(value, 0) for value in shard.values[name])], dtype=np.int64)
+        codes.append(table[local])
     return Samples(
         shard,
         torch.from_numpy(rows),
         torch.from_numpy(np.argsort(~used, axis=1, kind="stable").astype(np.uint8)),
         torch.from_numpy(used.sum(axis=1)),
         torch.from_numpy(np.stack(codes, axis=1)),
+        scaler.horizons(shard.horizon),
         int(mask.sum()),
         float(shard.unit.numpy()[mask].sum(dtype=np.float64)),
         device,

@@ -12,13 +12,14 @@ from typing import Any, Self
 import polars as pl
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, relu, softplus
+from torch.nn.functional import dropout, embedding, relu, softplus
 
 from salescast.inputs import Inputs
 from salescast.schema import KEY_TYPES, STORE_FEATURES
 
 CLIP = 5.0  # standard deviations
-EMBEDDING = {"store_id": 4, "dept_id": 8, "store_type": 2, "region": 2, "horizon": 4}
+EMBEDDING = 8  # dimensions of a category, including the horizon
+NOISE = 1 << 21  # dropout factors drawn at a time
 FIRST_STEP = -3.0  # softplus(-3) = 0.05 units: the distance between quantiles before training
 
 
@@ -45,14 +46,26 @@ class Scaler:
         lists = {name: tuple(values[name]) for name in ("names", "mean", "scale", "missing")}
         return cls(**lists, vocabulary={name: tuple(known) for name, known in values["vocabulary"].items()})
 
+    @property
+    def codes(self) -> int:
+        """How many codes there are besides 0."""
+        return sum(len(known) for known in self.vocabulary.values())
+
+    def code(self, name: str) -> dict[int | str, int]:
+        """The codes of a category's values: 1, 2, ... over all categories; 0 stands for unknown and missing."""
+        before = list(self.vocabulary)[: list(self.vocabulary).index(name)]
+        start = 1 + sum(len(self.vocabulary[other]) for other in before)
+        return {value: start + i for i, value in enumerate(self.vocabulary[name])}
+
     def encode(self, inputs: Inputs) -> Tensor:
-        """The categories of n rows as int32 [n, categories but the horizon]; 0 = unknown or missing."""
-        codes = [
-            values.replace_strict(list(known), range(1, len(known) + 1), default=0, return_dtype=pl.Int32).to_torch()
-            for name, values in categories(inputs).items()
-            for known in [self.vocabulary[name]]
-        ]
-        return torch.stack(codes, dim=1)
+        """The categories of n rows as int64 [n, categories but the horizon]."""
+        columns = categories(inputs).items()
+        codes = [values.replace_strict(self.code(name), default=0, return_dtype=pl.Int64) for name, values in columns]
+        return torch.stack([column.to_torch() for column in codes], dim=1)
+
+    def horizons(self, weeks: int) -> Tensor:
+        """The codes of horizons 0 .. weeks - 1, int64 [weeks]."""
+        return torch.tensor([self.code("horizon")[h] for h in range(weeks)])
 
 
 def categories(inputs: Inputs) -> dict[str, pl.Series]:
@@ -68,77 +81,81 @@ class QuantileMLP(nn.Module):
     cumulative softplus steps away from it, so they cannot cross; the head's weights start at 0 (median = anchor).
     """
 
+    mean: Tensor
+    scale: Tensor
+    indicated: Tensor
+    median_only: Tensor
+    steps: Tensor
+
     def __init__(
         self, scaler: Scaler, hidden: Sequence[int], quantiles: Sequence[float], *, members: int, dropout: float
     ) -> None:
         super().__init__()
-        self.members, self.median, self.outputs = members, quantiles.index(0.5), len(quantiles)
-        # Noise in bytes, drawn eight at a time: torch's own dropout would take a third of a step on a CPU.
-        self.threshold = round(dropout * 256)
-        for name, values in (("mean", scaler.mean), ("scale", scaler.scale)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
-        indicated = torch.tensor([i for i, flag in enumerate(scaler.missing) if flag], dtype=torch.int64)
-        self.register_buffer("indicated", indicated, persistent=False)
-        self.embeddings = nn.ParameterList()
-        for name, known in scaler.vocabulary.items():
-            table = torch.randn(len(known) + 1, members * EMBEDDING[name]) * 0.1
-            table[0] = 0.0  # unknown: neutral, and kept so by padding_idx
-            self.embeddings.append(table)
-        width = len(scaler.names) + len(indicated) + sum(EMBEDDING[name] for name in scaler.vocabulary)
+        self.members, self.dropout, self.median = members, dropout, list(quantiles).index(0.5)
+        count = len(quantiles)
+        indicated = [i for i, flag in enumerate(scaler.missing) if flag]
+        # Quantile q = median + the sum of the steps between, negative below it: a triangle on each side.
+        above = torch.ones(count, count).triu()
+        steps = torch.where(torch.arange(count)[:, None] < self.median, -above.T, above)
+        steps[: self.median, self.median :] = steps[self.median + 1 :, : self.median + 1] = 0
+        steps[self.median] = 1
+        self._constant("mean", torch.tensor(scaler.mean, dtype=torch.float32))
+        self._constant("scale", torch.tensor(scaler.scale, dtype=torch.float32))
+        self._constant("indicated", torch.tensor(indicated, dtype=torch.int64))
+        self._constant("median_only", torch.arange(count) == self.median)
+        self._constant("steps", steps)
+        self._noise = torch.empty(0)
+        # One table for all categories; row 0 (unknown) is neutral and kept so by padding_idx.
+        self.table = nn.Parameter(torch.randn(scaler.codes + 1, members * EMBEDDING) * 0.1)
+        self.table.data[0] = 0.0
+        width = len(scaler.names) + len(indicated) + EMBEDDING * len(scaler.vocabulary)
         self.weights, self.norms = nn.ParameterList(), nn.ModuleList()
         for size in hidden:
             self.weights.append(torch.randn(members, width, size) * (2 / width) ** 0.5)
             self.norms.append(nn.BatchNorm1d(members * size))
             width = size
-        self.head = nn.Parameter(torch.zeros(members, width, self.outputs))
-        bias = torch.full((members, 1, self.outputs), FIRST_STEP)
-        bias[..., self.median] = 0.0
-        self.bias = nn.Parameter(bias)
+        self.head = nn.Parameter(torch.zeros(members, width, count))
+        self.bias = nn.Parameter(torch.full((members, 1, count), FIRST_STEP))
+        self.bias.data[..., self.median] = 0.0
 
-    mean: Tensor
-    scale: Tensor
-    indicated: Tensor
+    def _constant(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
 
     def forward(self, numeric: Tensor, codes: Tensor) -> Tensor:
         """Raw inputs [B, names] (NaN = missing) and category codes [B, vocabulary] -> quantiles [B, S, Q], float32."""
         batch = len(numeric)
         x = ((numeric - self.mean) * self.scale).nan_to_num(0.0, CLIP, -CLIP).clamp(-CLIP, CLIP)
-        if len(self.indicated):
-            x = torch.cat([x, numeric.index_select(1, self.indicated).isnan().to(x.dtype)], dim=1)
-        parts = [x.unsqueeze(1).expand(batch, self.members, -1)]
-        for column, table in enumerate(self.embeddings):
-            rows = embedding(codes[:, column], table, padding_idx=0)
-            parts.append(rows.view(batch, self.members, -1))
-        h = torch.cat(parts, dim=2)
+        parts = [x, numeric.index_select(1, self.indicated).isnan().to(x.dtype)]
+        x = torch.cat(parts, dim=1).unsqueeze(1).expand(batch, self.members, -1)
+        looked_up = embedding(codes, self.table, padding_idx=0).view(batch, -1, self.members, EMBEDDING)
+        h = torch.cat([x, looked_up.transpose(1, 2).flatten(2)], dim=2)
         for weight, norm in zip(self.weights, self.norms, strict=True):
             h = torch.bmm(h.transpose(0, 1), weight).transpose(0, 1).reshape(batch, -1)
-            h = self._dropout(relu(norm(h))).view(batch, self.members, -1)
+            h = self._dropped(relu(norm(h))).view(batch, self.members, -1)
         out = torch.baddbmm(self.bias, h.transpose(0, 1), self.head).transpose(0, 1).float()
-        return self._ordered(out)
+        return torch.where(self.median_only, out, softplus(out)) @ self.steps
 
-    def _dropout(self, h: Tensor) -> Tensor:
-        if not self.training or self.threshold == 0:
+    def renew_noise(self) -> None:
+        """Draw the dropout noise of an epoch on CPU: factors 0 or 1 / (1 - dropout)."""
+        self._noise = torch.empty(NOISE).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
+
+    def _dropped(self, h: Tensor) -> Tensor:
+        """Dropout. On CPU, where drawing takes a third of a step, from random places of the epoch's noise."""
+        if not self.training or self.dropout == 0:
             return h
-        words = torch.empty((h.numel() + 7) // 8, dtype=torch.int64, device=h.device).random_(-(2**63), None)
-        keep = words.view(torch.uint8)[: h.numel()].view_as(h) >= self.threshold
-        return h * (keep.to(h.dtype) * (256 / (256 - self.threshold)))
-
-    def _ordered(self, out: Tensor) -> Tensor:
-        """Free median and steps -> increasing quantiles, [B, S, Q]."""
-        below, middle, above = out.tensor_split((self.median, self.median + 1), dim=2)
-        lower = middle - softplus(below.flip(2)).cumsum(2).flip(2)
-        upper = middle + softplus(above).cumsum(2)
-        return torch.cat([lower, middle, upper], dim=2)
+        if h.is_cuda:
+            return dropout(h, self.dropout)
+        start = int(torch.randint(NOISE - h.numel(), ()))
+        return h * self._noise[start : start + h.numel()].view_as(h)
 
 
 def pinball(quantiles: Tensor, target: Tensor, weight: Tensor, levels: Tensor) -> Tensor:
     """Weighted sum of pinball losses (Koenker and Bassett 1978), mean over members and levels.
 
-    quantiles [B, S, Q], target [B] (read only where weight > 0), weight [B], levels [Q].
+    quantiles [B, S, Q], target [B], weight [B], levels [Q].
     """
     error = target.view(-1, 1, 1) - quantiles
-    loss = torch.maximum(levels * error, (levels - 1) * error).mean(dim=(1, 2))
-    return torch.where(weight > 0, loss * weight, 0.0).sum()
+    return weight @ (levels * error + relu(-error)).mean(dim=(1, 2))
 
 
 class Average:

@@ -61,7 +61,7 @@ class Trainer:
         others = [p for p in self.parameters if not any(p is matrix for matrix in matrices)]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-        # Ranks take equally many batches of one size; a short one starts over, one without samples weighs nothing.
+        # Ranks take equally many batches of one size; a short rank starts over.
         rows = len(samples.rows) if samples.size else 0
         most = int(group.max([rows])[0])
         self.batch = max(2, min(config.batch_size, most))
@@ -72,6 +72,7 @@ class Trainer:
         unit, labels, ranks = group.sum([samples.unit_sum, samples.size, samples.size > 0])
         self.mean_unit, self.share = unit / labels, group.world / ranks
         self.levels = torch.tensor(config.quantiles, device=group.device)
+        self.nothing = (torch.zeros(self.batch, device=group.device),) * 2
 
     def epoch(self, epoch: int) -> float:
         """Train one epoch; returns the mean weighted pinball loss over the samples of all ranks.
@@ -82,13 +83,15 @@ class Trainer:
         seed = mix(self.config.seed, self.group.rank)
         torch.manual_seed(mix(seed, epoch))
         self.network.train()
+        self.network.renew_noise()
         total = torch.zeros(2, device=self.group.device)
         skipped = 0
         for batch in self.samples.epoch(epoch, seed, self.batch, self.steps):
-            weight = torch.where(batch.target.isfinite(), batch.unit / self.mean_unit, 0.0)
             with torch.autocast(self.group.device.type, self.group.place.amp, self.group.place.amp is not None):
                 quantiles = self.live(batch.numeric, batch.codes)
-            loss = pinball(quantiles, batch.target, weight, self.levels)
+            # A rank without samples takes every step with the others and weighs nothing.
+            target, weight = (batch.target, batch.unit / self.mean_unit) if self.samples.size else self.nothing
+            loss = pinball(quantiles, target, weight, self.levels)
             self.optimizer.zero_grad()
             (loss * (self.share / self.batch)).backward()
             # The norm is that of the averaged gradients: every rank skips the same steps.
