@@ -146,6 +146,7 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
     row = chosen[local]
     ahead = base[:, None] + np.arange(horizon)
     around = base[:, None] - SEASON + np.arange(-1, horizon + 1)
+    around[around >= base[:, None]] = -1  # with a horizon of a whole season: the base week itself, which is not known
     sales, dept, store = panel.sales[chosen], panel.dept[row], panel.store[row]
     columns: dict[str, Floats] = {
         "scale": window_mean(np.abs(sales), SEASON)[local, base],

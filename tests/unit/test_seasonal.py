@@ -1,0 +1,241 @@
+"""Seasonal primitives against slow loops over one series at a time, and what they must not know."""
+
+from datetime import date, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from salescast.errors import UserError
+from salescast.schema import KEYS, RAW_SALES, SEASONAL_FEATURES, TIMESTAMP, WINDOWS
+from salescast.seasonal import seasonal_features
+
+FIRST = date(2010, 2, 5)
+History = dict[tuple[int, int], list[float | None]]
+
+
+def sales_of(history: History) -> pl.DataFrame:
+    rows = [
+        (store, dept, FIRST + timedelta(weeks=week), value)
+        for (store, dept), values in sorted(history.items())
+        for week, value in enumerate(values)
+        if value is not None
+    ]
+    return pl.DataFrame(rows, schema=RAW_SALES, orient="row")
+
+
+def some_history(seed: int, stores: int = 3, depts: int = 2, weeks: int = 75) -> History:
+    """Series with gaps, late starts, early ends, returns; the last week of the first series is observed."""
+    random = np.random.default_rng(seed)
+    history: History = {}
+    for store in range(1, stores + 1):
+        for dept in range(1, depts + 1):
+            values: list[float | None] = [round(float(x), 2) for x in random.lognormal(4, 1, weeks)]
+            begin, end = sorted(random.integers(0, weeks, 2).tolist())
+            for week in range(weeks):
+                outside = random.random() < 0.4 and not begin <= week <= end
+                if outside or random.random() < 0.1:
+                    values[week] = None
+                elif random.random() < 0.05:
+                    values[week] = -5.0
+            history[store, dept] = values
+    history[1, 1][0] = history[1, 1][-1] = 10.0
+    return history
+
+
+def table(history: History, **options: int) -> dict[tuple[int, int, int], dict]:
+    """Rows by (store, dept, week number)."""
+    frame = seasonal_features(sales_of(history), **options)
+    start = datetime(FIRST.year, FIRST.month, FIRST.day)
+    return {
+        (row["store_id"], row["dept_id"], (row[TIMESTAMP].replace(tzinfo=None) - start).days // 7): row
+        for row in frame.to_dicts()
+    }
+
+
+def average(values: list[float | None]) -> float | None:
+    known = [x for x in values if x is not None]
+    return sum(known) / len(known) if known else None
+
+
+def at(values: list[float | None], week: int) -> float | None:
+    return values[week] if 0 <= week < len(values) else None
+
+
+def before(values: list[float | None], week: int, count: int) -> list[float | None]:
+    return values[max(week - count, 0) : max(week, 0)]
+
+
+def pool(rows: list[list[float | None]]) -> list[float | None]:
+    """Sum per week of what is known, None where nothing is."""
+    columns = [[x for x in week if x is not None] for week in zip(*rows, strict=True)]
+    return [sum(week) if week else None for week in columns]
+
+
+def both_years(values: list[float | None]) -> tuple[list[float | None], list[float | None]]:
+    pairs = [(x, at(values, week - 52)) for week, x in enumerate(values)]
+    kept = [pair if None not in pair else (None, None) for pair in pairs]
+    return [now for now, _ in kept], [ago for _, ago in kept]
+
+
+def expected(history: History, store: int, dept: int, b: int, horizon: int) -> dict:
+    """Definitions of schema.SEASONAL_FEATURES, all but the reconstruction and what is made of it."""
+    values = history[store, dept]
+    year = before(values, b, 52)
+    level = average(year)
+    known = [x for x in year if x is not None]
+    groups = {
+        "": [values],
+        "dept_": [v for (_, d), v in history.items() if d == dept],
+        "store_": [v for (s, _), v in history.items() if s == store],
+        "total_": list(history.values()),
+    }
+    out = {
+        "scale": average([None if x is None else abs(x) for x in year]),
+        "deviation": None if not known else (sum((x - level) ** 2 for x in known) / len(known)) ** 0.5,
+        "market_level": average([abs(x) for v in history.values() for x in before(v, b, 52) if x is not None]),
+        "recent": [at(values, b - k) for k in (1, 2, 3, 4)],
+        "level": [average(before(values, b, k)) for k in WINDOWS],
+        "last_year": [at(values[:b], b - 53 + i) for i in range(horizon + 2)],
+        "two_years_ago": [at(values, b - 104 + i) for i in range(horizon)],
+    }
+    for name, rows in groups.items():
+        pairs = [both_years(row) for row in rows]
+        for year_name, index in (("now", 0), ("ago", 1)):
+            pooled = pool([pair[index] for pair in pairs])
+            out[f"{name}growth_{year_name}"] = [average(before(pooled, b, k)) for k in WINDOWS]
+    for name in ("dept_", "store_"):
+        pooled = pool(groups[name])
+        out[f"{name}last_year"] = [at(pooled[:b], b - 53 + i) for i in range(horizon + 2)]
+        out[f"{name}before"] = [average(before(pooled, b - 52, k)) for k in WINDOWS]
+    return out
+
+
+def same(found: object, wanted: object) -> bool:
+    if isinstance(wanted, list):
+        return isinstance(found, list) and len(found) == len(wanted) and all(map(same, found, wanted))
+    if found is None or wanted is None:
+        return found is wanted
+    return bool(np.isclose(found, wanted, rtol=1e-4, atol=1e-3))
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 52]))
+def test_every_cell_equals_its_definition(seed: int, horizon: int) -> None:
+    history = some_history(seed)
+    rows = table(history, horizon=horizon)
+    weeks = 75
+    for (store, dept), values in history.items():
+        begin = next((week for week, x in enumerate(values) if x is not None), None)
+        present = [b for (s, d, b) in rows if (s, d) == (store, dept)]
+        assert present == ([] if begin is None else list(range(begin, weeks + 1)))
+        for b in present[seed % 7 :: 7]:
+            for name, wanted in expected(history, store, dept, b, horizon).items():
+                found = rows[store, dept, b][name]
+                assert same(found, wanted), (name, store, dept, b, found, wanted)
+
+
+def slow_reconstruction(matrix: np.ndarray, b: int) -> np.ndarray:
+    """Truncated SVD of the weeks before b, by the definition."""
+    left, values, right = np.linalg.svd(matrix[:, :b], full_matrices=False)
+    return left[:, :8] * values[:8] @ right[:8]
+
+
+@pytest.mark.parametrize("stores", [9, 90])  # fewer and more series than weeks
+def test_reconstruction_is_the_truncated_svd(stores: int) -> None:
+    random = np.random.default_rng(3)
+    weeks, horizon = 70, 4
+    matrix = 100 + 10 * random.standard_normal((stores, weeks))
+    history: History = {(i + 1, 7): matrix[i].tolist() for i in range(stores)}
+    rows = table(history, horizon=horizon)
+    for b in (20, 60, 64, 69, 70):
+        smooth = slow_reconstruction(matrix, b)
+        growth = {}
+        for i in range(stores):
+            row = rows[i + 1, 7, b]
+            wanted = [smooth[i, b - 53 + k] if 0 <= b - 53 + k < b else None for k in range(horizon + 2)]
+            assert same(row["denoised_last_year"], wanted)
+            error = np.abs(matrix[i, :b] - smooth[i])[max(b - 52, 0) :].mean()
+            np.testing.assert_allclose(row["denoise_error"], error, rtol=1e-3)
+            now, ago = matrix[i, max(b - 13, 52) : b].sum(), matrix[i, max(b - 65, 0) : max(b - 52, 0)].sum()
+            growth[i] = min(max(now / ago, 0.3), 3.0) if b > 52 else 1.0
+            errors = [matrix[i, w] - smooth[i, w - 52] * growth[i] for w in range(max(b - 8, 52), b)]
+            assert same(row["naive_error"], float(np.abs(errors).mean()) if errors else None)
+            assert same(row["naive_bias"], float(np.mean(errors[-4:])) if errors else None)
+
+
+def test_department_of_few_stores_keeps_its_sales() -> None:
+    history = some_history(5, stores=8, depts=1)
+    rows = table(history, horizon=3)
+    for store in range(1, 9):
+        row = rows.get((store, 1, 75))
+        assert row is not None
+        for smooth, raw in zip(row["denoised_last_year"], row["last_year"], strict=True):
+            if raw is not None:
+                assert smooth == raw
+
+
+def test_gaps_are_filled_with_level_times_the_week_of_the_department() -> None:
+    """Three series of one shape; the gap of the third gets its own level times the week of the others."""
+    shape = [1.0] * 60
+    shape[40] = 3.0
+    history: History = {(i, 1): [x * i * 10 for x in shape] for i in (1, 2, 3)}
+    history[3, 1][40] = None
+    longer = {key: values + [values[0]] * 30 for key, values in history.items()}
+    row = table(longer, horizon=8)[3, 1, 90]
+    place = 40 - (90 - 53)
+    assert row["last_year"][place] is None
+    assert row["denoised_last_year"][place] == pytest.approx(90.0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 75), st.booleans())
+def test_nothing_leaks(seed: int, week: int, many: bool) -> None:
+    """Changing any sales at week t or later changes no cell of any row up to and including t."""
+    history = some_history(seed, stores=12 if many else 3, depts=1 if many else 2)
+    random = np.random.default_rng(seed + 1)
+    changed = {
+        key: [
+            x if w < week else (None if random.random() < 0.3 else float(random.normal(0, 1e4)))
+            for w, x in enumerate(values)
+        ]
+        for key, values in history.items()
+    }
+    changed[1, 1][-1] = 5.0
+    limit = pl.col(TIMESTAMP).dt.date() <= FIRST + timedelta(weeks=week)
+    one, two = (seasonal_features(sales_of(h), horizon=52).filter(limit) for h in (history, changed))
+    begun = one.group_by(KEYS).agg(pl.col(TIMESTAMP).min().alias("begun"))
+    # A series whose first sales came at t or later may begin elsewhere.
+    old = begun.filter(pl.col("begun").dt.date() < FIRST + timedelta(weeks=week)).select(KEYS)
+    one, two = (frame.join(old, on=KEYS, how="semi", maintain_order="left") for frame in (one, two))
+    assert one.equals(two)
+
+
+def test_types_order_and_no_nan() -> None:
+    frame = seasonal_features(sales_of(some_history(1)))
+    assert dict(frame.schema) == {
+        "store_id": pl.Int32(),
+        "dept_id": pl.Int32(),
+        TIMESTAMP: pl.Datetime("us", "UTC"),
+        **SEASONAL_FEATURES,
+    }
+    assert frame.equals(frame.sort(*KEYS, TIMESTAMP))
+    for name, dtype in SEASONAL_FEATURES.items():
+        values = frame[name].explode() if isinstance(dtype, pl.List) else frame[name]
+        assert not values.is_nan().any(), name
+
+
+def test_constant_series_has_no_deviation() -> None:
+    row = table({(1, 1): [1234.56] * 60})[1, 1, 60]
+    assert row["deviation"] == 0.0
+    assert row["denoise_error"] == 0.0
+
+
+def test_errors() -> None:
+    sales = sales_of({(1, 1): [1.0, 2.0]})
+    with pytest.raises(UserError, match="horizon must be 1 to 52 weeks, got 53"):
+        seasonal_features(sales, horizon=53)
+    with pytest.raises(UserError, match="no sales to make features of"):
+        seasonal_features(sales.clear())
