@@ -9,6 +9,7 @@ import argparse
 import base64
 import datetime
 import ipaddress
+import json
 import logging
 import os
 import secrets
@@ -132,7 +133,7 @@ def contents(namespace: str) -> dict[str, dict[str, str]]:
     }
 
 
-def fill(api: client.CoreV1Api, namespace: str, name: str, values: dict[str, str]) -> bool:
+def fill(api: client.ApiClient, namespace: str, name: str, values: dict[str, str]) -> bool:
     """Give an empty secret its values; False when it has some already.
 
     Server-side apply by an owner of its own, without force: the API server answers 409 when another owner has set a
@@ -144,14 +145,15 @@ def fill(api: client.CoreV1Api, namespace: str, name: str, values: dict[str, str
         "metadata": {"name": name, "namespace": namespace},
         "data": {key: base64.b64encode(value.encode()).decode() for key, value in values.items()},
     }
+    owner = f"salescast-secrets-{secrets.token_hex(8)}"
     try:
-        api.patch_namespaced_secret(
-            name,
-            namespace,
-            body,
-            field_manager=f"salescast-secrets-{secrets.token_hex(8)}",
-            force=False,
-            _content_type="application/apply-patch+yaml",
+        api.call_api(
+            f"/api/v1/namespaces/{namespace}/secrets/{name}",
+            "PATCH",
+            query_params=[("fieldManager", owner), ("force", "false")],
+            header_params={"Content-Type": "application/apply-patch+yaml", "Accept": "application/json"},
+            body=json.dumps(body),
+            auth_settings=["BearerToken"],
         )
     except ApiException as error:
         if error.status == CONFLICT:
@@ -162,7 +164,7 @@ def fill(api: client.CoreV1Api, namespace: str, name: str, values: dict[str, str
 
 def create(namespace: str) -> None:
     config.load_incluster_config()
-    api = client.CoreV1Api()
+    api = client.ApiClient()
     for name, values in contents(namespace).items():
         logger.info("secret %s: %s", name, "filled" if fill(api, namespace, name, values) else "kept")
 
