@@ -22,10 +22,9 @@ from salescast.files import replace_file
 
 MODEL_TITLES: Final = {
     "seasonal_naive": "same week last year",
-    "seasonal_naive_growth": "same week last year, adjusted for growth",
+    "growth_seasonal_naive": "same week last year, adjusted for growth",
     "naive": "last week repeated",
-    "mean_4w": "mean of the last 4 weeks",
-    "published_base": "published base network",
+    "mean_4": "mean of the last 4 weeks",
 }
 
 
