@@ -308,7 +308,9 @@ def show_forecast(
         return
     if store is None:
         raise UserError("which store? give --store (and --dept), or --all for every series")
-    show.forecast(forecast.one(work, store, dept, weeks), draw, as_json)
+    rows = forecast.one(work, store, dept, weeks)
+    drawing = forecast.chart(forecast.history(work, store, dept), rows) if draw else None
+    show.forecast(rows, f"store {store}, department {dept}", drawing, as_json)
 
 
 @app.command("report")

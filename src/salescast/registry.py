@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -83,6 +84,7 @@ def register(workdir: Workdir, run_id: str, digest: str, backtest: pl.DataFrame,
     # MLflow tells of its database tables and draws a bar for every artifact; it reads these on import.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")  # MLflow's own, of its own tables
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

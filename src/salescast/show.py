@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from salescast.data import Dataset
@@ -140,8 +141,18 @@ def forecast_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     for column in ("week", "p10", "forecast", "p90"):
         table.add_column(column, justify="left" if column == "week" else "right")
     for row in rows:
-        table.add_row(str(row["week"]), *(f"{row[name]:,.0f}" for name in ("p10", "forecast", "p90")))
+        table.add_row(
+            str(row["week"]),
+            *("-" if row[name] is None else f"{row[name]:,.0f}" for name in ("p10", "forecast", "p90")),
+        )
     return table
+
+
+def forecast(rows: pl.DataFrame, title: str, drawing: Text | None, as_json: bool) -> None:
+    """One series: its coming weeks, and a drawing if one was asked for."""
+    as_json_or(rows.to_dicts(), as_json, forecast_table(rows.to_dicts(), title))
+    if drawing is not None and not as_json:
+        console.print(drawing)
 
 
 def summary(result: "Summary", as_json: bool) -> None:
@@ -162,13 +173,21 @@ def summary(result: "Summary", as_json: bool) -> None:
     ]
     console.print(score_table(result.scores, result.noise_floor_mape))
     console.print(pairs("salescast", rows))
-    for answer in result.answers:
-        weeks = [
-            {"week": week, "p10": low, "forecast": mid, "p90": high}
-            for week, low, mid, high in zip(
-                answer["weeks"], answer["p10"], answer["forecast"], answer["p90"], strict=True
-            )
-        ]
-        title = f"store {answer['store_id']}, department {answer['dept_id']}: the server's answer"
-        console.print(forecast_table(weeks, title))
-    console.print(f"[dim]{len(result.answers)} series in {result.answers[0]['milliseconds']} ms[/]")
+    console.print(answer_table(result.answers))
+
+
+def answer_table(answers: Sequence[dict[str, Any]]) -> Table:
+    """What the server answered: one row a week, one column a series."""
+    took = answers[0]["milliseconds"]
+    table = Table(box=box.SIMPLE_HEAD, title=f"the running server's answer, in {took} ms", title_justify="left")
+    table.add_column("week")
+    for answer in answers:
+        table.add_column(f"store {answer['store_id']}, dept {answer['dept_id']}", justify="right")
+    for week, *cells in zip(answers[0]["weeks"], *(_cells(answer) for answer in answers), strict=True):
+        table.add_row(week, *cells)
+    return table
+
+
+def _cells(answer: dict[str, Any]) -> list[str]:
+    columns = zip(answer["forecast"], answer["p10"], answer["p90"], strict=True)
+    return ["-" if mid is None else f"{mid:,.0f} [dim]({low:,.0f}-{high:,.0f})[/]" for mid, low, high in columns]

@@ -1,0 +1,173 @@
+"""The whole pipeline as a person runs it: all there, twice the same, online equal to offline, errors in a line."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from salescast import bundle, forecast, retrieval, schema
+from salescast.config import Workdir
+from salescast.evaluate import COLUMNS
+
+from .conftest import SMALL, salescast
+
+pytestmark = pytest.mark.slow
+
+Finished = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def test_a_run_leaves_everything_it_promises(finished_run: Finished) -> None:
+    workdir, done = finished_run
+    summary = json.loads(done.stdout)
+    assert summary["rows"] == 1200 and summary["series"] == 12 and summary["features"] == 22
+    assert {row["model"] for row in summary["scores"]} >= {
+        "salescast",
+        "growth_seasonal_naive",
+        "seasonal_naive",
+        "naive",
+    }
+    assert summary["version"] == 1 and summary["reason"]
+    assert all(len(answer["forecast"]) == 8 for answer in summary["answers"])
+    backtest = pl.read_parquet(workdir / "backtest.parquet")
+    assert tuple(backtest.columns) == COLUMNS
+    assert (backtest["week"] > backtest["cutoff"]).all()
+    forecasts = pl.read_parquet(workdir / "forecasts.parquet")
+    assert forecasts.height == 12 * 8 and forecasts.null_count().sum_horizontal().item() == 0
+    assert (workdir / "report.html").stat().st_size > 100_000
+    assert pl.read_parquet(workdir / "importance.parquet").height >= len(schema.FEATURE_GROUPS)
+
+
+def test_a_second_run_changes_nothing_and_doubles_nothing(
+    finished_run: Finished, sales_csv: Path, tmp_path: Path
+) -> None:
+    workdir, done = finished_run
+    copy = tmp_path / "work"
+    shutil.copytree(workdir, copy)
+    again = salescast("run", "--sales", str(sales_csv), "--workdir", str(workdir), "--json")
+    assert again.returncode == 0, again.stderr
+    first, second = json.loads(done.stdout), json.loads(again.stdout)
+    assert second["version"] == 1 and second["digest"] == first["digest"]
+    assert second["scores"] == first["scores"] and second["answers"][0]["forecast"] == first["answers"][0]["forecast"]
+    for name in ("backtest.parquet", "forecasts.parquet", "data/sales_features.parquet"):
+        assert (workdir / name).read_bytes() == (copy / name).read_bytes(), name
+    assert len(list((workdir / "data" / "training").iterdir())) == 1
+
+
+def test_the_same_seed_gives_the_same_bundle_in_another_folder(
+    finished_run: Finished, sales_csv: Path, tmp_path: Path
+) -> None:
+    again = salescast("run", "--sales", str(sales_csv), "--workdir", str(tmp_path / "other"), "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["digest"] == json.loads(finished_run[1].stdout)["digest"]
+
+
+def test_online_features_are_the_offline_features_of_the_upcoming_week(finished_run: Finished) -> None:
+    work = Workdir(finished_run[0])
+    offline = forecast.upcoming(work, schema.TRAINING_SERVICE_SEASONAL).sort(schema.KEYS)
+    store = retrieval.open_store(work)
+    answer = store.get_online_features(
+        features=store.get_feature_service(schema.INFERENCE_SERVICE_SEASONAL),
+        entity_rows=offline.select(schema.KEYS).to_dicts(),
+    ).to_dict()
+    names = [name for name in offline.columns if name not in (*schema.KEYS, schema.TIMESTAMP)]
+    assert set(names) == set(answer) - set(schema.KEYS)
+    for name in names:
+        assert answer[name] == pytest.approx(offline[name].to_list(), nan_ok=True), name
+
+
+def test_the_champion_bundle_forecasts_what_the_backtest_of_its_kind_would(finished_run: Finished) -> None:
+    """The forecast file comes from the bundle in the workdir, row by row."""
+    work = Workdir(finished_run[0])
+    model = bundle.load(work.models)
+    rows = forecast.upcoming(work, model.metadata.config.feature_service)
+    expected = model.predict(rows)
+    table = pl.read_parquet(work.forecasts).sort(*schema.KEYS, "horizon")
+    assert np.allclose(table["forecast"].to_numpy().reshape(-1, 8), expected.at(0.5), rtol=1e-6)
+
+
+def test_feast_itself_works_in_the_feature_repo(finished_run: Finished) -> None:
+    repo = Workdir(finished_run[0]).feature_repo
+    feast = Path(sys.executable).with_name("feast")
+    for command in (
+        ["apply"],
+        ["materialize", "2020-01-01T00:00:00", "2030-01-01T00:00:00"],
+        ["feature-services", "list"],
+    ):
+        done = subprocess.run([feast, *command], cwd=repo, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert schema.INFERENCE_SERVICE_SEASONAL in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["run", "--sales", "no-such.csv"], "no-such.csv"),
+        (["data", "import", "--sales", "{csv}", "--map", "Store", "--out", "x"], "--map must be NAME=COLUMN"),
+        (["data", "import", "--sales", "{csv}", "--map", "Store=shop", "--out", "x"], "shop"),
+        (["features", "--data", "nowhere"], "no dataset in nowhere"),
+        (["apply"], "run `salescast features` first"),
+        (["retrieve"], "run `salescast features` first"),
+        (["train"], "no dataset in"),
+        (["backtest", "--data", "nowhere"], "no dataset in nowhere"),
+        (["backtest", "--cutoffs", "soon"], "--cutoffs must be dates like"),
+        (["register"], "no model bundle in"),
+        (["forecast", "--store", "1"], "no model bundle in"),
+        (["forecast"], "which store? give --store"),
+        (["report"], "salescast"),
+        (["serve"], "no model bundle in"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_clear_line(
+    arguments: list[str], error: str, tmp_path: Path, sales_csv: Path
+) -> None:
+    filled = [argument.format(csv=sales_csv) for argument in arguments]
+    done = salescast(*filled, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.endswith(" ...")]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert error in lines[0]
+
+
+def test_a_taken_port_is_named(finished_run: Finished) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = salescast("serve", "--workdir", str(finished_run[0]), "--port", port)
+    assert done.returncode == 1
+    assert f"error: HTTP port {port} cannot be used: Address already in use; choose another one" in done.stderr
+
+
+def test_an_interrupted_run_leaves_earlier_results_and_the_next_run_finishes(
+    finished_run: Finished, sales_csv: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "work"
+    shutil.copytree(finished_run[0], workdir)
+    before = {name: (workdir / name).read_bytes() for name in ("forecasts.parquet", "models/model_metadata.json")}
+    command = [sys.executable, "-m", "salescast.cli", "run", "--sales", str(sales_csv), "--workdir", str(workdir)]
+    process = subprocess.Popen(
+        [*command, "--horizon", "4"], env={**os.environ, **SMALL}, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    for line in process.stderr:
+        if "search epoch" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    last = process.stderr.read()
+    assert process.wait(60) == 130
+    assert "error: interrupted; what was finished is kept" in last
+    for name, content in before.items():
+        assert (workdir / name).read_bytes() == content, name
+    time.sleep(1)
+    done = salescast("run", "--sales", str(sales_csv), "--workdir", str(workdir), "--horizon", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["answers"][0]["forecast"]) == 4
