@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +26,9 @@ from salescast import bundle, schema
 from salescast.bundle import Bundle
 from salescast.config import Settings
 from salescast.errors import UserError
-from salescast.online import OnlineReader, OnlineRows, StoreDownError, open_database, read_options
-from salescast.protocol import MEDIAN, Answer, Limits, Query, RequestError, level_name
+from salescast.online import Database, OnlineReader, OnlineRows, StoreDownError, open_database, read_options
+from salescast.protocol import Answer, Limits, Query, RequestError
+from salescast.schema import MEDIAN, level_name
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ class Served:
         return self.model.digest[:12]
 
 
-def open_served(folder: Path, repo: Path, settings: Settings) -> Served:
+def open_served(folder: Path, project: str, database: Database, settings: Settings) -> Served:
     """Load a bundle and try it on a row without any known feature. Raises UserError for a bundle that cannot serve."""
     try:
         model = bundle.load(folder)
@@ -88,8 +90,7 @@ def open_served(folder: Path, repo: Path, settings: Settings) -> Served:
         model.predict(pl.DataFrame(row, schema=columns))
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"bundle {folder} cannot be used: {type(error).__name__}: {error}; train again") from error
-    project, options = read_options(repo / settings.feature_store_yaml)
-    reader = OnlineReader(open_database(options, repo, settings.online_timeout), project, views)
+    reader = OnlineReader(database, project, views)
     return Served(model, reader, Limits(model.horizon, model.levels, settings.max_instances))
 
 
@@ -97,11 +98,14 @@ class Forecaster:
     """The served model; `answer` is safe to call from one event loop, `refresh` from another thread."""
 
     def __init__(self, folder: Path, repo: Path, settings: Settings) -> None:
-        """Raises UserError when there is no usable bundle."""
+        """Raises UserError when there is no usable bundle or feature repo."""
         torch.set_num_threads(1)  # small batches; more threads only get in each other's way
-        self._folder, self._repo, self._settings = folder, repo, settings
+        self._folder, self._settings = folder, settings
+        project, options = read_options(repo / settings.feature_store_yaml)
+        database = open_database(options, repo, settings.online_timeout)
+        self._load = partial(open_served, folder, project, database, settings)
         self._seen = self._signature()
-        self.served = open_served(folder, repo, settings)
+        self.served = self._load()
         self._waiting: list[tuple[Served, Query, asyncio.Future[Answer]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="forecast")
@@ -132,7 +136,7 @@ class Forecaster:
 
     def _reload(self) -> None:
         try:
-            served = open_served(self._folder, self._repo, self._settings)
+            served = self._load()
         except UserError as error:
             RELOADS.labels("refused").inc()
             logger.error("the new bundle is refused, %s goes on serving: %s", self.served.version, error)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 from feast.entity import Entity
 from feast.feature_view import FeatureView
@@ -112,8 +113,18 @@ def _key(key: EntityKey) -> str:
 
 
 def _json(values: dict[str, Value]) -> str:
-    # orjson writes NaN as null: both mean missing.
-    return orjson.dumps({name: feast_value_type_to_python_type(value) for name, value in values.items()}).decode()
+    # 32-bit numbers in the fewest digits that give them back; NaN becomes null: both mean missing.
+    plain = {name: _plain(value) for name, value in values.items()}
+    return orjson.dumps(plain, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
+def _plain(value: Value) -> Any:
+    kind = value.WhichOneof("val")
+    if kind == "float_val":
+        return np.float32(value.float_val)
+    if kind == "float_list_val":
+        return np.array(value.float_list_val.val, dtype=np.float32)
+    return feast_value_type_to_python_type(value)
 
 
 def _micros(time: datetime) -> int:

@@ -18,7 +18,6 @@ from salescast.schema import KEYS, MODEL_NAME
 
 INT32: Final = np.iinfo(np.int32)
 DEFAULT_LEVELS: Final = (0.1, 0.9)
-MEDIAN: Final = 0.5
 NAMES: Final[dict[Any, str]] = {str: "a string", list: "a list", dict: "an object"}
 
 
@@ -132,11 +131,6 @@ def parse_parameters(parameters: Mapping[str, Any], limits: Limits) -> tuple[int
         if type(level) is not float or level not in limits.levels:
             raise RequestError(f"parameters.quantiles must be among {list(limits.levels)}, got {describe(level)}")
     return horizon, tuple(dict.fromkeys(levels))
-
-
-def level_name(level: float) -> str:
-    """0.1 -> p10, 0.975 -> p97.5."""
-    return f"p{round(level * 100, 6):g}"
 
 
 def check_count(instances: int, limits: Limits) -> None:

@@ -108,4 +108,10 @@ TRAINING_SERVICE_SEASONAL: Final = "training_features_seasonal"
 INFERENCE_SERVICE_SEASONAL: Final = "inference_features_seasonal"
 
 QUANTILES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+MEDIAN: Final = 0.5  # the quantile that is called the forecast
 MODEL_NAME: Final = "sales-forecast"
+
+
+def level_name(level: float) -> str:
+    """How answers and files call a quantile: 0.1 -> p10, 0.975 -> p97.5."""
+    return f"p{round(level * 100, 6):g}"

@@ -1,0 +1,131 @@
+"""Forecasts without a server: one series for a person, every series for a file, by the code that also serves."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from rich.text import Text
+
+from salescast import bundle, schema
+from salescast.bundle import Bundle
+from salescast.config import Workdir
+from salescast.errors import UserError
+from salescast.files import replace_file
+from salescast.schema import KEYS, LABEL, MEDIAN, TIMESTAMP, level_name
+
+HEIGHT, PAST = 14, 52  # lines of the chart, weeks of history in it
+
+
+def upcoming(workdir: Workdir, service: str, pair: tuple[int, int] | None = None) -> pl.DataFrame:
+    """The features of `service` for the upcoming week by key: one row a series, or that of `pair` (store_id, dept_id).
+
+    Raises UserError when the feature tables are missing.
+    """
+    views = [schema.SALES_VIEW, schema.STORE_VIEW]
+    views += [schema.SEASONAL_VIEW] if service == schema.TRAINING_SERVICE_SEASONAL else []
+    tables = {view: workdir.data / f"{view}.parquet" for view in views}
+    missing = [str(path) for path in tables.values() if not path.is_file()]
+    if missing:
+        raise UserError(f"feature files {missing} are missing; run `salescast features` first")
+    scans = {view: pl.scan_parquet(path) for view, path in tables.items()}
+    last: datetime = scans[schema.SALES_VIEW].select(pl.col(TIMESTAMP).max()).collect().item()
+    rows = scans[schema.SALES_VIEW].filter(pl.col(TIMESTAMP) == last).drop(LABEL)
+    rows = rows.join(scans[schema.STORE_VIEW].drop(TIMESTAMP), on=KEYS, how="left")
+    if schema.SEASONAL_VIEW in scans:
+        rows = rows.join(scans[schema.SEASONAL_VIEW], on=[*KEYS, TIMESTAMP], how="left")
+    if pair is not None:
+        rows = rows.filter(pl.col(KEYS[0]) == pair[0], pl.col(KEYS[1]) == pair[1])
+    return rows.sort(KEYS).collect()  # joins keep no order
+
+
+def long_form(model: Bundle, rows: pl.DataFrame, weeks: int | None = None) -> pl.DataFrame:
+    """Forecasts from `rows`, one row a series and week: keys, week, horizon (1 = first), forecast, p10 ... p90."""
+    made = model.predict(rows, weeks)
+    n, horizon = made.weeks.shape
+    return pl.DataFrame(
+        {
+            **{key: np.repeat(rows[key].to_numpy(), horizon) for key in KEYS},
+            "week": made.weeks.reshape(-1),
+            "horizon": np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
+            "forecast": made.at(MEDIAN).reshape(-1),
+            **{level_name(level): made.at(level).reshape(-1) for level in made.levels if level != MEDIAN},
+        }
+    ).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def forecast_all(workdir: Workdir, model_dir: Path | None = None) -> pl.DataFrame:
+    """Every series, every week of the model's horizon; null where a series has nothing to start from."""
+    model = bundle.load(model_dir or workdir.models)
+    return long_form(model, upcoming(workdir, model.metadata.config.feature_service))
+
+
+def write_all(workdir: Workdir, out: Path, model_dir: Path | None = None) -> int:
+    """Write `forecast_all` to a Parquet file; returns the number of its rows."""
+    frame = forecast_all(workdir, model_dir)
+    with replace_file(out) as temporary:
+        frame.write_parquet(temporary)
+    return frame.height
+
+
+def one(workdir: Workdir, store: int, dept: int, weeks: int, model_dir: Path | None = None) -> pl.DataFrame:
+    """The next `weeks` weeks of one series. Raises UserError for an unknown series and for too many weeks."""
+    model = bundle.load(model_dir or workdir.models)
+    service = model.metadata.config.feature_service
+    rows = upcoming(workdir, service, (store, dept))
+    if rows.is_empty():
+        known = pl.read_parquet(workdir.data / f"{schema.STORE_VIEW}.parquet", columns=list(KEYS))
+        depts = known.filter(pl.col(KEYS[0]) == store)[KEYS[1]].unique().sort().to_list()
+        stores = known[KEYS[0]].unique().sort()
+        hint = f"its departments are {depts}" if depts else f"stores are {stores.item(0)} to {stores.item(-1)}"
+        raise UserError(f"no sales of store {store}, department {dept}; {hint}")
+    return long_form(model, rows, weeks)
+
+
+def history(workdir: Workdir, store: int, dept: int, weeks: int = PAST) -> pl.DataFrame:
+    """The last `weeks` weeks of a series: week, weekly_sales (null in gaps)."""
+    return (
+        pl.scan_parquet(workdir.data / f"{schema.SALES_VIEW}.parquet")
+        .filter(pl.col(KEYS[0]) == store, pl.col(KEYS[1]) == dept)
+        .select(pl.col(TIMESTAMP).dt.date().alias("week"), LABEL)
+        .sort("week")
+        .collect()
+        .head(-1)  # the upcoming week has no sales yet
+        .tail(weeks)
+    )
+
+
+def chart(past: pl.DataFrame, forecast: pl.DataFrame, height: int = HEIGHT) -> Text:
+    """History and forecast fan for a terminal, one column a week: o sales, * forecast, a bar from p10 to p90."""
+    sales = past[LABEL].cast(pl.Float64).to_numpy()
+    middle, low, high = (forecast[name].cast(pl.Float64).to_numpy() for name in ("forecast", "p10", "p90"))
+    known = np.concatenate([sales, low, high])
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return Text("nothing to draw: no sales and no forecast")
+    bottom, top = float(known.min()), float(known.max())
+    scale = (height - 1) / ((top - bottom) or 1.0)
+
+    def line(values: NDArray[np.float64]) -> NDArray[Any]:
+        return np.where(np.isfinite(values), np.round((values - bottom) * scale), -1)
+
+    grid = [[" "] * (len(sales) + len(middle)) for _ in range(height)]
+    for column, at in enumerate(line(sales).astype(int)):
+        if at >= 0:
+            grid[at][column] = "o"
+    for column, (at, start, stop) in enumerate(zip(*(line(v).astype(int) for v in (middle, low, high)), strict=True)):
+        if at >= 0:
+            for between in range(start, stop + 1):
+                grid[between][len(sales) + column] = "|"
+            grid[at][len(sales) + column] = "*"
+    text = Text()
+    for number in range(height - 1, -1, -1):
+        label = f"{bottom + number / scale:>12,.0f} " if number in (0, height // 2, height - 1) else " " * 13
+        text.append(label, style="dim")
+        text.append("".join(grid[number][: len(sales)]))
+        text.append("".join(grid[number][len(sales) :]) + "\n", style="bold cyan")
+    first = past["week"].item(0) if past.height else forecast["week"].item(0)
+    text.append(f"{'':13}{first} to {forecast['week'].item(-1)}", style="dim")
+    return text

@@ -1,0 +1,137 @@
+"""A small workdir with features, online rows and two bundles, made once a session, and servers on it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from salescast import data, pipeline, retrieval, train
+from salescast.config import TrainConfig, Workdir
+from salescast.plan import Fit, Plan
+
+STORES, DEPTS = 5, 4
+READY = "/v2/models/sales-forecast/ready"
+PREDICT = "/v1/models/sales-forecast:predict"
+INFER = "/v2/models/sales-forecast/infer"
+
+
+@dataclass(frozen=True)
+class World:
+    """A workdir of 5 stores x 4 departments, and a second bundle of another seed."""
+
+    root: Path
+    other_bundle: Path
+
+    def copy(self, root: Path) -> Path:
+        """A workdir of one's own, to break."""
+        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("training", "fits", "*.log"), dirs_exist_ok=True)
+        return root
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    work = Workdir(root)
+    config = TrainConfig(epochs=1, hidden=(32, 16), batch_size=256)
+    data.generate(work.raw, STORES, DEPTS, 104, 42)
+    pipeline.features_stage(work, work.raw, config.horizon)
+    retrieval.apply(work)
+    retrieval.materialize(work)
+    training = retrieval.retrieve(work, config.feature_service)
+    last = data.Dataset.read(work.data).last_week
+    other = tmp_path_factory.mktemp("other") / "bundle"
+    for seed, out in ((1, work.models), (2, other)):
+        plan = Plan(
+            training=training,
+            data_digest=training.name,
+            country="US",
+            config=replace(config, seed=seed),
+            fits=(Fit("final", last, out),),
+            checkpoints=root / "fits",
+        )
+        assert train.run_plan(plan) == 0
+    return World(root, other)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server process and how to reach it."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    grpc: str
+    log: Path
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=10).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait(condition: Callable[[], bool], seconds: float = 60.0, message: Callable[[], str] = lambda: "") -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, message()
+        time.sleep(0.05)
+
+
+@contextmanager
+def start(root: Path, ready: bool = True, **environment: str) -> Iterator[Running]:
+    port, grpc_port = free_port(), free_port()
+    log = root / f"server-{port}.log"
+    code = (
+        "import logging, sys, pathlib; from salescast import serve; from salescast.config import Workdir;"
+        "logging.basicConfig(); serve.main(Workdir(pathlib.Path(sys.argv[1])), None, int(sys.argv[2]), int(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, str(root), str(port), str(grpc_port)]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | environment)
+    running = Running(process, f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", log)
+    path = READY if ready else "/v2/health/live"
+    try:
+        wait(lambda: process.poll() is not None or answers(running.url + path), 120, log.read_text)
+        assert process.poll() is None, log.read_text()
+        yield running
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[Running]]:
+    """`with serve(workdir, ready=True, **environment) as running`: a server process of its own."""
+    return start
+
+
+@pytest.fixture(scope="session")
+def running(world: World) -> Iterator[Running]:
+    """One server on the session's workdir, for tests that leave it as it is."""
+    with start(world.root) as server:
+        yield server
+
+
+@pytest.fixture
+def client(running: Running) -> Iterator[httpx.Client]:
+    with running.client() as client:
+        yield client

