@@ -114,6 +114,9 @@ def test_missing_is_not_zero_and_not_empty_in_a_digest(tmp_path: Path) -> None:
         for kind, size in ((None, None), ("", 0), ("", None), (None, 0))
     ]
     assert len({data.write_table(tmp_path / "t", RAW_STORES, table) for table in tables}) == 4
+    one, two = tables[0], tables[1]
+    digests = {data.write_table(tmp_path / "t", RAW_STORES, pl.concat(pair)) for pair in ((one, two), (two, one))}
+    assert len(digests) == 2
 
 
 def test_generating_again_replaces_the_folder_whole(out: Path) -> None:
