@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from salescast import weeks
 from salescast.data import Raw
 from salescast.evaluate import coverage, scores, seasonal_scales, wmape
+from salescast.hierarchy import aggregate
 from salescast.ingest import reasons
 from salescast.schema import KEYS, LABEL, SEASON
 
@@ -144,10 +145,9 @@ def _series(results: Results, kept: pl.DataFrame) -> dict[str, Any]:
     }
     if results.forecasts is not None:
         summed = _sums(results, kept, results.forecasts.lazy(), ["week"], ["forecast"])
-        # The range of a sum is not the sum of the ranges: only single series have one.
-        single = results.forecasts.with_columns(place=pl.concat_str(pl.lit("s:"), "store_id"))
+        ranges = _ranges(results, results.forecasts, None if picks["dept_id"].has_nulls() else picks["dept_id"][0])
         found["mid"] = _grid(summed, picks, ahead, "forecast")
-        found["low"], found["high"] = (_grid(single, picks, ahead, column) for column in ("p10", "p90"))
+        found["low"], found["high"] = (_grid(ranges, picks, ahead, column) for column in ("p10", "p90"))
     if results.tested is not None:
         own = results.tested.filter(pl.col("model") == results.model)
         tested = _sums(results, kept, own.lazy(), ["cutoff", "week"], ["y", "yhat"])
@@ -158,6 +158,25 @@ def _series(results: Results, kept: pl.DataFrame) -> dict[str, Any]:
         found |= {"cutoff": latest["cutoff"].max(), "tested": dates, "test": _grid(latest, picks, dates, "yhat")}
         found["missed"] = missed["wmape"].replace([np.inf, np.nan], None).to_list()
     return found
+
+
+def _ranges(results: Results, forecasts: pl.DataFrame, only: int | None) -> pl.DataFrame:
+    """place, dept_id, week, p10, p90 of every series and, after a backtest, of stores, regions and the total.
+
+    The range of a sum is not the sum of the ranges: sums of some departments have none. `only` is the one department
+    of sales that have no departments, else None.
+    """
+    columns = ("place", "dept_id", "week", "p10", "p90")
+    series = forecasts.with_columns(place=pl.concat_str(pl.lit("s:"), "store_id")).select(columns)
+    if results.tested is None:
+        return series
+    errors = results.tested.filter(pl.col("model") == results.model)
+    new = forecasts.rename({"forecast": "yhat"}).with_columns(cutoff=pl.lit(results.raw.meta.last_week))
+    levels = {"region": pl.concat_str(pl.lit("r:"), "group"), "total": pl.lit("*")}
+    levels |= {"store": pl.concat_str(pl.lit("s:"), "group")} if only is None else {}
+    sums = aggregate(new, errors, results.raw.stores).with_columns(dept_id=pl.lit(only, pl.Int32))
+    named = [sums.filter(pl.col("level") == level).with_columns(place=place) for level, place in levels.items()]
+    return pl.concat([series, *(part.select(columns) for part in named)])
 
 
 def _holidays(country: str, dates: NDArray[np.datetime64]) -> dict[str, str]:

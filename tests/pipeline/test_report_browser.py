@@ -52,8 +52,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
         cutoff=pl.lit(cutoff), horizon=((pl.col("week") - pl.lit(cutoff)).dt.total_days() // 7).cast(pl.Int32)
     )
     models = [
-        tested.with_columns(yhat=pl.col("y") * off, p10=pl.col("y") * 0.8, p90=pl.col("y") * 1.2, model=pl.lit(name))
-        for name, off in (("salescast", 1.05), ("naive", 1.3))
+        tested.with_columns(
+            yhat=pl.col("y") * (1 + off * (1 - 2 * (pl.col("horizon") % 2))),
+            p10=pl.col("y") * 0.8,
+            p90=pl.col("y") * 1.2,
+            model=pl.lit(name),
+        )
+        for name, off in (("salescast", 0.05), ("naive", 0.3))
     ]
     pl.concat(models).write_parquet(work.backtest)
     report.build(work)
@@ -137,10 +142,18 @@ def test_a_series_can_be_chosen(page: webdriver.Chrome, work: Workdir) -> None:
     assert "place=s%3A3&dept=2" in page.current_url
 
 
-def test_all_stores_and_regions_are_sums_without_a_range(page: webdriver.Chrome, work: Workdir) -> None:
+def test_all_stores_have_a_range_of_their_own_and_one_department_of_them_has_none(
+    page: webdriver.Chrome, work: Workdir
+) -> None:
     choose(page, "place", "All stores")
     choose(page, "dept", "All departments")
-    sums = pl.read_parquet(work.forecasts).group_by("week").agg(pl.col("forecast").sum()).sort("week")
+    forecasts = pl.read_parquet(work.forecasts)
+    sums = forecasts.group_by("week").agg(pl.col("forecast").sum()).sort("week")
+    assert [row[2] for row in table(page)] == [f"{value:,.0f}" for value in sums["forecast"]]
+    low, mid, high = (float(cell.replace(",", "")) for cell in table(page)[0][1:4])
+    assert low <= mid <= high
+    choose(page, "dept", "Department 2")
+    sums = forecasts.filter(dept_id=2).group_by("week").agg(pl.col("forecast").sum()).sort("week")
     assert [row[1:4] for row in table(page)] == [["–", f"{value:,.0f}", "–"] for value in sums["forecast"]]
     names = page.execute_script("return document.getElementById('chart').data.map((trace) => trace.name)")
     assert "low to high" not in names
@@ -227,8 +240,8 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: webdriver.Chrome) -> 
 
 def test_every_control_and_chart_has_a_name(page: webdriver.Chrome) -> None:
     unnamed = page.execute_script(
-        """return [...document.querySelectorAll("select, button, [role=img], [role=figure], [role=region]")].filter((found) =>
-          !(found.labels?.length || found.textContent.trim() || found.getAttribute("aria-label")
+        """const all = [...document.querySelectorAll("select, button, [role=img], [role=figure], [role=region]")];
+          return all.filter((found) => !(found.labels?.length || found.textContent.trim() || found.getAttribute("aria-label")
             || found.getAttribute("aria-labelledby"))).map((found) => found.outerHTML)"""
     )
     assert unnamed == []

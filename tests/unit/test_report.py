@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salescast import data, report, report_data
+from salescast import data, hierarchy, report, report_data
 from salescast.config import Workdir
 from salescast.errors import UserError
 from salescast.schema import RAW_SALES, RAW_STORE_WEEKS, RAW_STORES
@@ -184,6 +184,35 @@ def test_forecasts_add_up_and_only_series_have_a_range(sales: Sales, regions: di
             is_series = place.startswith("s:") and (dept is not None or len(depts) == 1)
             assert shown["low"][i][h] == (pytest.approx(mid - 5) if is_series else None)
             assert shown["high"][i][h] == (pytest.approx(mid + 7) if is_series else None)
+
+
+@pytest.mark.parametrize("depts", [1, 2])
+def test_stores_regions_and_the_total_have_the_range_of_their_level_after_a_backtest(depts: int) -> None:
+    results = results_of(raw_of(complete(3, depts), {1: "North", 2: "North"}), tested=True)
+    shown = report_data.view(results)["data"]
+    assert results.forecasts is not None and results.backtest is not None
+    new = results.forecasts.rename({"forecast": "yhat"}).with_columns(cutoff=pl.lit(LAST))
+    own = results.backtest.filter(model="salescast")
+    expected = {
+        (
+            {"store": "s:", "region": "r:", "total": "*"}[row["level"]] + row["group"] * (row["level"] != "total"),
+            row["horizon"],
+        ): row
+        for row in hierarchy.aggregate(new, own, results.raw.stores).to_dicts()
+    }
+    seen = 0
+    for i, (place, dept) in enumerate(zip(shown["place"], shown["dept"], strict=True)):
+        for h in range(1, HORIZON + 1):
+            low, mid, high = (shown[name][i][h - 1] for name in ("low", "mid", "high"))
+            if place.startswith("s:") and (dept is not None or depts == 1):
+                assert (mid - low, high - mid) == (5, 7)
+            elif dept is None or depts == 1:
+                row = expected[place, h]
+                assert (low, mid, high) == pytest.approx((row["p10"], row["yhat"], row["p90"]))
+                seen += 1
+            else:
+                assert (low, high) == (None, None)
+    assert seen == HORIZON * (2 if depts == 1 else 5)
 
 
 def test_totals_compare_with_the_year_before_and_leave_the_unknown_out() -> None:

@@ -145,7 +145,7 @@
     if (data.mid) {
       const next = total(data.mid[at]);
       const before = total(data.ahead.map(yearBefore));
-      const range = missing(data.low[at][0]) ? "a sum; ranges do not add up" : `likely ${show(data.low[at][0])} to ${show(data.high[at][0])}`;
+      const range = missing(data.low[at][0]) ? "a sum, without a range" : `likely ${show(data.low[at][0])} to ${show(data.high[at][0])}`;
       tiles.push(tile("Next week", show(data.mid[at][0]), range));
       tiles.push(tile(`Next ${data.ahead.length} weeks`, show(next), `${showChange(next, before)} on the year before`));
     }
