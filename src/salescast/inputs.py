@@ -132,6 +132,7 @@ CANDIDATE_BOUND = 3.0  # units
 SMALLEST = 1e-4  # of the market's level: the least scale of a series
 CLOSED = 1e-30  # unit of a week without opening days, whose forecast is 0
 ANCHOR_WINDOW = 13
+EASTER_WEEKS = (-2, -1, 0, 1)  # weeks since Easter's that have an input of their own: shops feel the ones before it
 PLACE = {weeks: i for i, weeks in enumerate(WINDOWS)}
 
 
@@ -325,13 +326,16 @@ def _week_inputs(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str,
     """The calendar of the target week and of the same week last year, [n, H] each."""
 
     def named(week: NDArray[np.datetime64]) -> dict[str, NDArray[Any]]:
-        held, last_year = holidays_in_week(week, calendar), week - SEASON * WEEK
-        return {f"holiday:{name}": held[:, i] for i, name in enumerate(calendar.names)} | {
-            "holiday:easter": easter_offset(week, calendar),
-            "holiday:easter_last_year": easter_offset(last_year, calendar),
-            "calendar:month_start_days": month_start_days(week),
-            "calendar:month_start_days_last_year": month_start_days(last_year),
-        }
+        last_year = week - SEASON * WEEK
+        held = holidays_in_week(week, calendar)
+        offset, offset_last_year = easter_offset(week, calendar), easter_offset(last_year, calendar)
+        return (
+            {f"holiday:{name}": held[:, i] for i, name in enumerate(calendar.names)}
+            | {f"holiday:easter_{k:+d}": offset == k for k in EASTER_WEEKS}
+            | {f"holiday:easter_last_year_{k:+d}": offset_last_year == k for k in EASTER_WEEKS}
+            | {"calendar:month_start_days": month_start_days(week)}
+            | {"calendar:month_start_days_last_year": month_start_days(last_year)}
+        )
 
     return horizon_inputs(weeks.shape) | per_week(weeks, named)
 
