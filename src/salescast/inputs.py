@@ -34,6 +34,7 @@ CATEGORIES = ("store_id", "dept_id", "store_type", "region")
 
 SEASONAL, PROFILE, LEVEL = 0, 1, 2  # which anchor a row uses
 SERVICES = (TRAINING_SERVICE, INFERENCE_SERVICE, TRAINING_SERVICE_SEASONAL, INFERENCE_SERVICE_SEASONAL)
+LARGEST = 1e6  # of an input: anything beyond is as good as infinite, and no infinity reaches the network
 MAX_ONE_HOT = 13  # horizons with an input of their own
 WEEK = np.timedelta64(7, "D")
 
@@ -103,7 +104,7 @@ def _published(frame: pl.DataFrame, horizon: int, calendar: Calendar) -> Inputs:
     scale = positive(np.abs(level) + np.nan_to_num(std))
     base = {f"{group}:{name}": (lags[name] - level) / scale for name, group in BASE_LEVELS.items()}
     base |= {"rolling:level": level / scale, "rolling:std": std / scale}
-    base |= {f"{group}:{name}": np.clip(column(frame, name), -1e6, 1e6) for name, group in BASE_PLAIN.items()}
+    base |= {f"{group}:{name}": column(frame, name) for name, group in BASE_PLAIN.items()}
     base["store:log_size"] = np.log(positive(column(frame, "store_size")))
     weeks = target_weeks(frame, horizon)
     step = horizon_inputs(weeks.shape) | {
@@ -389,7 +390,7 @@ def stack(named: Mapping[str, Array]) -> NDArray[np.float32]:
     first = next(iter(named.values()))
     out = np.empty((*first.shape, len(named)), dtype=np.float32)
     for position, values in enumerate(named.values()):
-        out[..., position] = values
+        np.clip(values, -LARGEST, LARGEST, out=out[..., position], casting="same_kind")
     return out
 
 
