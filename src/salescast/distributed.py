@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -65,6 +65,12 @@ class Group:
     world: int
     place: Placement
     gradients: dist.ProcessGroup | None = None
+    parent: int = field(default_factory=os.getppid)
+
+    def check_parent(self) -> None:
+        """Raise UserError when the launcher was killed: a new start of the same plan may be under way."""
+        if os.getppid() != self.parent:
+            raise UserError("the process that started this training is gone; start the same plan again to go on")
 
     @property
     def device(self) -> torch.device:

@@ -19,7 +19,7 @@ from salescast.schema import KEY_TYPES, STORE_FEATURES
 
 CLIP = 5.0  # standard deviations
 EMBEDDING = 8  # dimensions of a category, including the horizon
-NOISE = 1 << 21  # dropout factors drawn at a time
+NOISE = 1 << 20  # dropout factors drawn for an epoch, besides those of one layer
 FIRST_STEP = -3.0  # softplus(-3) = 0.05 units: the distance between quantiles before training
 
 
@@ -135,9 +135,10 @@ class QuantileMLP(nn.Module):
         out = torch.baddbmm(self.bias, h.transpose(0, 1), self.head).transpose(0, 1).float()
         return torch.where(self.median_only, out, softplus(out)) @ self.steps
 
-    def renew_noise(self) -> None:
-        """Draw the dropout noise of an epoch on CPU: factors 0 or 1 / (1 - dropout)."""
-        self._noise = torch.empty(NOISE).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
+    def renew_noise(self, batch: int) -> None:
+        """Draw the dropout noise of an epoch of batches of `batch` samples: factors 0 or 1 / (1 - dropout)."""
+        size = NOISE + batch * max(weight[:, 0].numel() for weight in self.weights)
+        self._noise = torch.empty(size).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
 
     def _dropped(self, h: Tensor) -> Tensor:
         """Dropout. On CPU, where drawing takes a third of a step, from random places of the epoch's noise."""
@@ -145,7 +146,7 @@ class QuantileMLP(nn.Module):
             return h
         if h.is_cuda:
             return dropout(h, self.dropout)
-        start = int(torch.randint(NOISE - h.numel(), ()))
+        start = int(torch.randint(len(self._noise) - h.numel(), ()))
         return h * self._noise[start : start + h.numel()].view_as(h)
 
 

@@ -83,7 +83,7 @@ class Trainer:
         seed = mix(self.config.seed, self.group.rank)
         torch.manual_seed(mix(seed, epoch))
         self.network.train()
-        self.network.renew_noise()
+        self.network.renew_noise(self.batch)
         total = torch.zeros(2, device=self.group.device)
         skipped = 0
         for batch in self.samples.epoch(epoch, seed, self.batch, self.steps):
@@ -97,20 +97,20 @@ class Trainer:
             # The norm is that of the averaged gradients: every rank skips the same steps.
             if clip_grad_norm_(self.parameters, self.config.clip_norm).isfinite():
                 self.optimizer.step()
+                total += torch.stack([loss.detach(), weight.sum()])
             else:
                 skipped += 1
             self.schedule.step()
             self.average.update()
-            total += torch.stack([loss.detach(), weight.sum()])
         self._share_statistics()
         loss_sum, weight_sum = self.group.sum(total.double().cpu().numpy())
-        if skipped:
+        if skipped and self.group.first:
             logger.warning(
                 "epoch %d: %d of %d steps had no finite gradient and were skipped", epoch + 1, skipped, self.steps
             )
-        if skipped > self.steps / 2 or not math.isfinite(loss_sum):
+        if skipped > self.steps / 2:
             raise UserError(
-                f"training diverged in epoch {epoch + 1}: loss {loss_sum}, {skipped} of {self.steps} steps skipped; "
+                f"training diverged: {skipped} of {self.steps} steps of epoch {epoch + 1} had no finite gradient; "
                 "lower the learning rate or look for absurd values in the sales"
             )
         return float(loss_sum / max(weight_sum, 1e-12))
@@ -160,6 +160,7 @@ def train(phase: str, trainer: Trainer, held_out: Samples | None, run: Run, foun
     for epoch in range(found.get("epoch", 0), trainer.epochs):
         if best and held_out and epoch - best["epoch"] >= run.config.patience:
             break
+        run.group.check_parent()
         start = time.perf_counter()
         loss = trainer.epoch(epoch)
         seconds = time.perf_counter() - start

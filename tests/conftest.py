@@ -1,0 +1,69 @@
+"""A small retrieved training set and plans over it, shared by the tests of training, bundle, serving and faults."""
+
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from salescast import data, features, schema
+from salescast.config import TrainConfig
+from salescast.plan import Fit, Plan, Tracking
+from salescast.retrieval import write_training_set
+
+LAST_WEEK = date(2024, 4, 26)  # of 65 demo weeks
+TINY = TrainConfig(
+    feature_service=schema.TRAINING_SERVICE,
+    hidden=(16, 8),
+    epochs=6,
+    batch_size=64,
+    horizon=4,
+    holdout_weeks=6,
+    patience=3,
+)
+
+
+def retrieved(folder: Path, stores: int, depts: int, weeks: int) -> pl.DataFrame:
+    """What retrieving `training_features` from demo data gives: a plain join, as the store's columns do not change."""
+    data.generate(folder / "raw", stores, depts, weeks, 42)
+    features.build(folder / "raw", folder)
+    sales, stores_view = (
+        pl.read_parquet(folder / f"{view}.parquet") for view in (schema.SALES_VIEW, schema.STORE_VIEW)
+    )
+    static = stores_view.unique(schema.KEYS).drop(schema.TIMESTAMP)
+    return sales.join(static, on=schema.KEYS, how="left", maintain_order="left")
+
+
+@pytest.fixture(scope="session")
+def training_frame(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
+    """18 series of 65 weeks and the upcoming one, sorted."""
+    return retrieved(tmp_path_factory.mktemp("demo"), 6, 3, 65)
+
+
+@pytest.fixture(scope="session")
+def training_set(training_frame: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    write_training_set(training_frame.to_arrow(), folder / "part-00000.parquet", group_rows=200)
+    return folder
+
+
+@pytest.fixture
+def plan_of(training_set: Path, tmp_path: Path) -> Callable[..., Plan]:
+    """A plan with one fit at the last week; other keyword arguments are training settings."""
+
+    def make(
+        root: Path = tmp_path, tracking: Tracking | None = None, training: Path = training_set, **settings: Any
+    ) -> Plan:
+        return Plan(
+            training=training,
+            data_digest="demo",
+            country="US",
+            config=TrainConfig.from_dict(TINY.to_dict() | settings),
+            fits=(Fit("final", LAST_WEEK, root / "models"),),
+            checkpoints=root / "checkpoints",
+            tracking=tracking,
+        )
+
+    return make
