@@ -258,9 +258,13 @@ def test_a_bad_row_is_reported_with_its_number_cell_and_reason(
 
 def test_text_that_is_not_utf8_is_a_bad_row_and_a_foreign_encoding_a_bad_file(tmp_path: Path) -> None:
     path = write(tmp_path / "sales.csv", HEADER, GOOD)
-    path.write_bytes(path.read_bytes() + b"1,\xe9,2012-09-21,5\n")
+    path.write_bytes(path.read_bytes() + b"1,\xe9,2012-09-21,5\n" + "Zürich,1\n".encode() + b"\xe9\n")
     report = ingest.import_sales(path, None, None, tmp_path / "raw", skip_bad_rows=True)
-    assert report.rejected.select("row", "reason").rows() == [(4, "not text in UTF-8")]
+    assert report.rejected.select("row", "value", "reason").rows() == [
+        (4, "1,\ufffd,2012-09-21,5", "not text in UTF-8"),
+        (5, "Zürich,1", "not 4 cells as in the header"),
+        (6, "\ufffd", "not 4 cells as in the header"),
+    ]
     path.write_text("Store,Dept\n", encoding="utf-16")
     with pytest.raises(UserError, match="is not text in UTF-8; save it as CSV in UTF-8, or Parquet"):
         ingest.import_sales(path, None, None, tmp_path / "raw")
@@ -408,6 +412,7 @@ def test_planned_columns_of_both_files_and_rows_of_the_future(tmp_path: Path) ->
             (1, 1, week(1), 11, "", ""),
             (1, 1, week(2), "", 3.5, 7),
             (1, 1, week(3), "", "", ""),
+            (1, 2, week(1), "", 1, 1),
         ],
         header=[*HEADER, "Promo", "Open"],
         features=features,
@@ -415,8 +420,12 @@ def test_planned_columns_of_both_files_and_rows_of_the_future(tmp_path: Path) ->
         open_days="Open",
         skip_bad_rows=True,
     )
-    assert report.rejected.select("row", "reason").rows() == [(5, "Weekly_Sales is missing")]
-    assert [(f.rows, f.accepted, f.plan_rows, f.rejected) for f in report.files] == [(4, 2, 1, 1), (3, 3, 0, 0)]
+    # Row 5 has nothing planned, row 6 is of a week whose sales are due.
+    assert report.rejected.select("row", "reason").rows() == [
+        (5, "Weekly_Sales is missing"),
+        (6, "Weekly_Sales is missing"),
+    ]
+    assert [(f.rows, f.accepted, f.plan_rows, f.rejected) for f in report.files] == [(5, 2, 1, 2), (3, 3, 0, 0)]
     assert report.files[1].ignored_columns == ("Colour",)
     raw = data.load(tmp_path / "raw")
     assert (raw.meta.planned, raw.meta.open_days) == (("Promo", "School", "Open"), "Open")

@@ -72,7 +72,7 @@ def test_the_digest_names_the_content(tmp_path: Path, monkeypatch: pytest.Monkey
     assert other.digest != first.digest
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(sales_rows, st.data())
 def test_a_digest_does_not_depend_on_chunks_and_does_on_every_value(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int, date, float]], draw: st.DataObject
@@ -96,7 +96,7 @@ def test_a_digest_does_not_depend_on_chunks_and_does_on_every_value(
     assert data.write_table(path, RAW_SALES, altered) != whole
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(static_rows, static_rows)
 def test_digests_of_tables_with_missing_values_and_text_are_equal_for_equal_tables_only(
     tmp_path_factory: pytest.TempPathFactory, one: list[tuple[object, ...]], two: list[tuple[object, ...]]

@@ -72,7 +72,7 @@ def test_holidays_move_sales_differently_by_department(expected: np.ndarray) -> 
     assert uplift.std(axis=0).mean() > 0.02  # between stores
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     stores=st.integers(1, 5),
     depts=st.integers(1, 4),

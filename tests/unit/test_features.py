@@ -77,7 +77,7 @@ def oracle(held: dict[int, float], known: Conditions, store: int, k: int) -> dic
     return row | {name: None if before is None else before + i for i, name in enumerate(COVARIATES)}
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(histories, conditions)
 def test_every_column_is_what_a_loop_over_the_series_finds(found: Histories, known: Conditions) -> None:
     table = features.sales_features(raw_sales(found), raw_store_weeks(known), US)
@@ -96,7 +96,7 @@ def test_every_column_is_what_a_loop_over_the_series_finds(found: Histories, kno
             assert row[name] == values[0]
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(histories, conditions, st.integers(0, 17), st.randoms(use_true_random=False))
 def test_sales_of_a_week_change_no_feature_up_to_that_week(
     found: Histories, known: Conditions, t: int, random: Any
@@ -116,7 +116,7 @@ def test_sales_of_a_week_change_no_feature_up_to_that_week(
     assert_frame_equal(made[0], made[1], check_exact=True)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(histories, conditions, st.integers(1, 17))
 def test_the_upcoming_row_is_the_row_that_history_will_have(found: Histories, known: Conditions, t: int) -> None:
     """Cut the sales before week t: its row, then upcoming, has the features it has once week t is history."""

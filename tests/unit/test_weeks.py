@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salescast import weeks
@@ -53,6 +53,7 @@ def at(day: date) -> np.ndarray:
     return np.array([day], dtype="datetime64[D]")
 
 
+@settings(deadline=None)
 @given(dates)
 def test_published_columns_are_what_a_loop_over_the_days_finds(label: date) -> None:
     found = {name: int(values[0]) for name, values in weeks.published(at(label), US).items()}
@@ -70,6 +71,7 @@ def test_published_columns_are_what_a_loop_over_the_days_finds(label: date) -> N
     }
 
 
+@settings(deadline=None)
 @given(dates)
 def test_named_days_paydays_and_easter(label: date) -> None:
     held = seven_days(label)
@@ -96,6 +98,7 @@ def test_super_bowl_is_on_its_real_day(game: date) -> None:
     assert held == [False, *[True] * 7, False]
 
 
+@settings(deadline=None)
 @given(st.lists(dates, min_size=6, max_size=6))
 def test_any_shape_gives_that_shape(labels: list[date]) -> None:
     flat = np.array(labels, dtype="datetime64[D]")
