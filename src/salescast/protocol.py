@@ -69,7 +69,9 @@ def parse_v1(body: bytes, limits: Limits) -> Query:
     if not isinstance(instances, list) or not instances:
         raise RequestError(f"instances must be a list of at least one instance, got {describe(instances)}")
     check_count(len(instances), limits)
-    parameters = payload.get("parameters") or {}
+    parameters = payload.get("parameters")
+    if parameters is None:
+        parameters = {}
     if not isinstance(parameters, dict):
         raise RequestError(f"parameters must be an object, got {describe(parameters)}")
     horizon, levels = parse_parameters(parameters, limits)

@@ -1,5 +1,6 @@
 """The V2 protocol: tensors as JSON, as JSON with binary tensors behind it, and over gRPC."""
 
+import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -36,19 +37,37 @@ def decode_v2(body: bytes, json_length: int | None) -> InferRequest:
     if not isinstance(payload, dict):
         raise RequestError(f'the body must be a JSON object with "inputs", got {describe(payload)}')
     check_fields(payload, "the body", {"inputs": list}, {"id": str, "parameters": dict, "outputs": list})
+    binary = 0
     for number, tensor in enumerate(payload["inputs"]):
         where = f"inputs[{number}]"
         if not isinstance(tensor, dict):
             raise RequestError(f"{where} must be an object, got {describe(tensor)}")
         check_fields(tensor, where, {"name": str, "shape": list, "datatype": str}, {"data": list, "parameters": dict})
-        size = (tensor.get("parameters") or {}).get("binary_data_size")
-        if tensor.get("data") is None and (type(size) is not int or size < 0):
-            raise RequestError(f"{where} lacks data (or parameters.binary_data_size)")
+        if tensor.get("data") is None:
+            binary += _binary_size(tensor, where)
+    if binary != len(body) - (length := len(body) if json_length is None else json_length):
+        raise RequestError(f"inputs: binary_data_size are {binary} bytes in all, {len(body) - length} follow the JSON")
     for number, output in enumerate(payload.get("outputs") or []):
         if not isinstance(output, dict):
             raise RequestError(f"outputs[{number}] must be an object, got {describe(output)}")
         check_fields(output, f"outputs[{number}]", {"name": str}, {"parameters": dict})
-    return InferRequest.from_bytes(body, len(body) if json_length is None else json_length, MODEL_NAME)
+    return InferRequest.from_bytes(body, length, MODEL_NAME)
+
+
+def _binary_size(tensor: Mapping[str, Any], where: str) -> int:
+    """Bytes that a tensor without `data` has behind the JSON: as many as its shape needs."""
+    size = (tensor.get("parameters") or {}).get("binary_data_size")
+    if type(size) is not int:
+        raise RequestError(f"{where} lacks data (or parameters.binary_data_size)")
+    width = {"INT64": 8, "INT32": 4}.get(tensor["datatype"])
+    if width is None:
+        raise RequestError(f"{where}: datatype must be INT64, got {describe(tensor['datatype'])}")
+    if (
+        not all(type(number) is int and number > 0 for number in tensor["shape"])
+        or size != math.prod(tensor["shape"]) * width
+    ):
+        raise RequestError(f"{where}: shape {tensor['shape']} does not fit binary_data_size {size}")
+    return size
 
 
 def parse_v2(request: InferRequest, limits: Limits) -> Query:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse
 from kserve import InferResponse
 from kserve.errors import ModelNotFound
@@ -133,6 +134,12 @@ def register(app: FastAPI, plane: DataPlane, max_body_bytes: int) -> None:
 
     get("/v2/models/{model_name}", metadata, ModelMetadataResponse, NOT_FOUND)
     get("/v2/models/{model_name}/ready", ready, ModelReadyResponse, NOT_FOUND | DOWN)
+
+    async def docs() -> Response:
+        return get_swagger_ui_html(openapi_url="/openapi.json", title=app.title)
+
+    app.title = "salescast forecast server"
+    router.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)  # KServe's is switched by argv only
     router.add_api_route("/metrics", metrics, methods=["GET"], response_class=Response, include_in_schema=False)
     _add_inference(router, plane, max_body_bytes)
     app.include_router(router)

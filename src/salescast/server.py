@@ -15,6 +15,7 @@ from typing import Any
 import kserve.model_server
 import kserve.protocol.rest.multiprocess.server
 from kserve import InferRequest, InferResponse, Model, ModelServer
+from kserve.errors import InvalidInput
 from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.rest.server import RESTServer
@@ -23,7 +24,6 @@ from prometheus_client import Counter
 from salescast import protocol, protocol_v2, routes
 from salescast.config import settings
 from salescast.forecaster import Forecaster, UnavailableError
-from salescast.protocol import RequestError
 from salescast.schema import MODEL_NAME
 
 REQUESTS = Counter("salescast_requests", "Requests for forecasts, by how they ended", ["protocol", "outcome"])
@@ -61,7 +61,7 @@ class ForecastModel(Model):  # type: ignore[misc]  # KServe is untyped
         headers: dict[str, str] | None = None,  # noqa: ARG002  # KServe's signature
         response_headers: dict[str, str] | None = None,  # noqa: ARG002
     ) -> bytes | InferResponse:
-        """Raises RequestError, UnavailableError."""
+        """Raises InvalidInput (RequestError where it is ours), UnavailableError."""
         kind = payload.protocol if isinstance(payload, routes.Body) else "grpc"
         with _counted(kind):
             if kind == "v1":
@@ -80,7 +80,7 @@ def _counted(kind: str) -> Iterator[None]:
     try:
         yield
         outcome = "ok"
-    except RequestError:
+    except InvalidInput:
         outcome = "bad_request"
         raise
     except UnavailableError:

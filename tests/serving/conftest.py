@@ -18,7 +18,7 @@ from salescast import data, pipeline, retrieval, train
 from salescast.config import TrainConfig, Workdir
 from salescast.plan import Fit, Plan
 
-STORES, DEPTS = 5, 4
+STORES, DEPTS, WEEKS = 25, 20, 80
 READY = "/v2/models/sales-forecast/ready"
 PREDICT = "/v1/models/sales-forecast:predict"
 INFER = "/v2/models/sales-forecast/infer"
@@ -26,7 +26,7 @@ INFER = "/v2/models/sales-forecast/infer"
 
 @dataclass(frozen=True)
 class World:
-    """A workdir of 5 stores x 4 departments, and a second bundle of another seed."""
+    """A workdir of 500 series, and a second bundle of another seed."""
 
     root: Path
     other_bundle: Path
@@ -41,8 +41,8 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
     work = Workdir(root)
-    config = TrainConfig(epochs=1, hidden=(32, 16), batch_size=256)
-    data.generate(work.raw, STORES, DEPTS, 104, 42)
+    config = TrainConfig(epochs=1, hidden=(16, 8), batch_size=2048)
+    data.generate(work.raw, STORES, DEPTS, WEEKS, 42)
     pipeline.features_stage(work, work.raw, config.horizon)
     retrieval.apply(work)
     retrieval.materialize(work)
@@ -96,14 +96,15 @@ def wait(condition: Callable[[], bool], seconds: float = 60.0, message: Callable
 
 
 @contextmanager
-def start(root: Path, ready: bool = True, **environment: str) -> Iterator[Running]:
+def start(root: Path, ready: bool = True, workers: int = 1, **environment: str) -> Iterator[Running]:
     port, grpc_port = free_port(), free_port()
     log = root / f"server-{port}.log"
     code = (
         "import logging, sys, pathlib; from salescast import serve; from salescast.config import Workdir;"
-        "logging.basicConfig(); serve.main(Workdir(pathlib.Path(sys.argv[1])), None, int(sys.argv[2]), int(sys.argv[3]))"
+        "_, root, http, grpc, workers = sys.argv; logging.basicConfig();"
+        "serve.main(Workdir(pathlib.Path(root)), None, int(http), int(grpc), int(workers))"
     )
-    command = [sys.executable, "-c", code, str(root), str(port), str(grpc_port)]
+    command = [sys.executable, "-c", code, str(root), str(port), str(grpc_port), str(workers)]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | environment)
     running = Running(process, f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", log)
@@ -120,7 +121,7 @@ def start(root: Path, ready: bool = True, **environment: str) -> Iterator[Runnin
 
 @pytest.fixture(scope="session")
 def serve() -> Callable[..., AbstractContextManager[Running]]:
-    """`with serve(workdir, ready=True, **environment) as running`: a server process of its own."""
+    """`with serve(workdir, ready=True, workers=1, **environment) as running`: a server process of its own."""
     return start
 
 

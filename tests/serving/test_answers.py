@@ -1,0 +1,179 @@
+"""The running server's answers: the same over every protocol, and the offline forecast."""
+
+from pathlib import Path
+
+import grpc
+import httpx
+import numpy as np
+import polars as pl
+import pytest
+from kserve import InferenceGRPCClient, InferInput, InferRequest
+from kserve.protocol.grpc.grpc_predict_v2_pb2 import ModelInferRequest, ModelInferResponse, ModelReadyRequest
+
+from salescast import forecast
+from salescast.config import Workdir
+from salescast.schema import KEYS
+
+from .conftest import DEPTS, INFER, PREDICT, READY, STORES, Running, World
+
+INSTANCES = [{"store_id": store, "dept_id": dept} for store in range(1, STORES + 1) for dept in range(1, DEPTS + 1)]
+
+
+@pytest.fixture(scope="module")
+def offline(world: World) -> pl.DataFrame:
+    return forecast.forecast_all(Workdir(world.root))
+
+
+def test_the_server_forecasts_as_offline_for_500_series(client: httpx.Client, offline: pl.DataFrame) -> None:
+    order = np.random.default_rng(0).permutation(len(INSTANCES))
+    asked = [INSTANCES[number] for number in order]
+    answer = client.post(PREDICT, json={"instances": asked, "parameters": {"quantiles": [0.1, 0.2, 0.9]}})
+    assert answer.status_code == 200, answer.text
+    predictions = answer.json()["predictions"]
+    assert [{key: row[key] for key in KEYS} for row in predictions] == asked
+    names = ["forecast", "p10", "p20", "p90"]
+    served = (
+        pl.DataFrame(predictions).explode("weeks", *names).with_columns(pl.col("weeks").str.to_date().alias("week"))
+    )
+    both = served.with_columns(pl.col(KEYS).cast(pl.Int32)).join(offline, on=[*KEYS, "week"], suffix="_offline")
+    assert both.height == 8 * 500
+    for name in names:
+        np.testing.assert_allclose(both[name], both[f"{name}_offline"], rtol=1e-6, err_msg=name)
+    assert both.filter((pl.col("p10") > pl.col("forecast")) | (pl.col("forecast") > pl.col("p90"))).is_empty()
+
+
+def test_one_series_alone_is_forecast_as_among_others(client: httpx.Client) -> None:
+    many = client.post(PREDICT, json={"instances": INSTANCES[:50]}).json()["predictions"]
+    for number in (0, 17, 49):
+        alone = client.post(PREDICT, json={"instances": [INSTANCES[number]]}).json()["predictions"]
+        np.testing.assert_allclose(alone[0]["forecast"], many[number]["forecast"], rtol=1e-6)
+
+
+def test_a_shorter_horizon_is_the_beginning_of_the_longer(client: httpx.Client) -> None:
+    whole = client.post(PREDICT, json={"instances": INSTANCES[:3]}).json()["predictions"]
+    short = client.post(PREDICT, json={"instances": INSTANCES[:3], "parameters": {"horizon": 2}}).json()["predictions"]
+    for a, b in zip(whole, short, strict=True):
+        assert b["weeks"] == a["weeks"][:2]
+        np.testing.assert_allclose(b["forecast"], a["forecast"][:2], rtol=1e-6)
+
+
+def test_v2_and_grpc_answer_as_v1(running: Running, client: httpx.Client) -> None:
+    asked = INSTANCES[:7]
+    expected = client.post(PREDICT, json={"instances": asked, "parameters": {"horizon": 3}}).json()
+    forecasts = np.array([row["forecast"] for row in expected["predictions"]])
+    inputs = [{"name": key, "shape": [7], "datatype": "INT64", "data": [row[key] for row in asked]} for key in KEYS]
+    v2 = client.post(INFER, json={"id": "a", "inputs": inputs, "parameters": {"horizon": 3}}).json()
+    assert (v2["id"], v2["model_version"]) == ("a", expected["model_version"])
+    outputs = {output["name"]: output for output in v2["outputs"]}
+    np.testing.assert_allclose(np.reshape(outputs["forecast"]["data"], (7, 3)), forecasts, rtol=1e-6)
+    assert outputs["week"]["data"][:3] == expected["predictions"][0]["weeks"]
+
+    request = ModelInferRequest(model_name="sales-forecast")
+    request.parameters["horizon"].int64_param = 3
+    for tensor in inputs:
+        added = request.inputs.add(name=tensor["name"], shape=[7], datatype="INT64")
+        added.contents.int64_contents.extend(tensor["data"])
+    with grpc.insecure_channel(running.grpc) as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=ModelInferRequest.SerializeToString,
+            response_deserializer=ModelInferResponse.FromString,
+        )
+        answer = infer(request, timeout=60)
+        assert answer.model_version == expected["model_version"]
+        np.testing.assert_allclose(np.reshape(answer.outputs[0].contents.fp64_contents, (7, 3)), forecasts, rtol=1e-6)
+        request.inputs[0].contents.int64_contents[2] = 999
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(request, timeout=60)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "instances[2] (store_id 999, dept_id 3) is unknown" in caught.value.details()
+
+
+async def _ask(address: str, request: InferRequest):
+    async with InferenceGRPCClient(address, timeout=60) as client:
+        return await client.infer(request)
+
+
+def test_kserves_own_client_with_its_defaults_is_understood(running: Running) -> None:
+    """KServe's InferInput sends binary tensors unless told otherwise."""
+    import asyncio
+
+    tensors = []
+    for key in KEYS:
+        tensor = InferInput(name=key, shape=[2], datatype="INT64")
+        tensor.set_data_from_numpy(np.array([1, 2], dtype=np.int64))
+        tensors.append(tensor)
+    answer = asyncio.run(_ask(running.grpc, InferRequest(model_name="sales-forecast", infer_inputs=tensors)))
+    assert answer.outputs[0].as_numpy().shape == (2, 8)
+
+
+def test_health_metadata_docs_and_metrics(running: Running, client: httpx.Client) -> None:
+    assert client.get("/").json() == {"status": "alive"}
+    assert client.get("/v1/models").json() == {"models": ["sales-forecast"]}
+    assert client.get("/v1/models/sales-forecast").json() == {"name": "sales-forecast", "ready": True}
+    assert client.get(READY).json() == {"name": "sales-forecast", "ready": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    metadata = client.get("/v2/models/sales-forecast").json()
+    assert [tensor["name"] for tensor in metadata["inputs"]] == list(KEYS)
+    assert client.get("/v1/models/other").status_code == 404
+    assert client.post("/v1/models/other:predict", json={}).json() == {"error": "Model with name other does not exist."}
+    assert client.get("/docs").status_code == 200
+    before = _metrics(client)
+    client.post(PREDICT, json={"instances": INSTANCES[:3], "parameters": {"horizon": 2}})
+    client.post(PREDICT, json={"instances": []})
+    after = _metrics(client)
+    grown = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name)}
+    version = client.post(PREDICT, json={"instances": INSTANCES[:1]}).json()["model_version"]
+    assert grown['salescast_requests_total{outcome="ok",protocol="v1"}'] == 1
+    assert grown['salescast_requests_total{outcome="bad_request",protocol="v1"}'] == 1
+    assert grown["salescast_instances_total"] == 3
+    assert grown[f'salescast_forecasts_total{{model_version="{version}"}}'] == 6
+    assert grown["salescast_feature_read_seconds_count"] == 1
+    assert grown["salescast_model_seconds_count"] == 1
+    assert after["salescast_feature_age_days"] > 0
+    with grpc.insecure_channel(running.grpc) as channel:
+        ready = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelReady", request_serializer=ModelReadyRequest.SerializeToString
+        )
+        assert ready(ModelReadyRequest(name="sales-forecast"), timeout=60) == b"\x08\x01"
+
+
+def _metrics(client: httpx.Client) -> dict[str, float]:
+    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith("salescast")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def test_nobody_can_unload_the_model(client: httpx.Client) -> None:
+    assert client.post("/v2/repository/models/sales-forecast/unload").status_code == 404
+    assert client.post("/v1/models/sales-forecast:explain", json={"instances": INSTANCES[:1]}).status_code == 405
+    assert client.get(READY).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["charset", "curl", "none"])
+def test_content_types_that_clients_use_for_json(client: httpx.Client, name: str) -> None:
+    kinds = {"charset": "application/json; charset=utf-8", "curl": "application/x-www-form-urlencoded", "none": None}
+    headers = {"content-type": kinds[name]} if kinds[name] else {}
+    answer = client.post(PREDICT, content=b'{"instances": [{"store_id": 1, "dept_id": 1}]}', headers=headers)
+    assert answer.status_code == 200, answer.text
+
+
+def test_the_port_of_a_running_server_is_refused(running: Running, world: World) -> None:
+    from salescast import serve
+    from salescast.errors import UserError
+
+    port = int(running.url.rpartition(":")[2])
+    with pytest.raises(UserError, match=f"HTTP port {port} cannot be used: Address already in use; choose another one"):
+        serve.main(Workdir(world.root), None, port, port + 1)
+
+
+def test_a_server_without_a_bundle_or_repo_says_so(tmp_path: Path, world: World) -> None:
+    from salescast import serve
+    from salescast.errors import UserError
+
+    with pytest.raises(UserError, match=r"no model bundle in .*models; run `salescast train` first"):
+        serve.main(Workdir(tmp_path), None, 1, 1)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(UserError, match=r"model_metadata.json cannot be read"):
+        from salescast.server import ForecastModel
+
+        ForecastModel(tmp_path / "models", world.root / "feature_repo")
