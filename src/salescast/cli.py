@@ -303,8 +303,8 @@ def show_forecast(
 
     work = _workdir(workdir)
     if every:
-        rows = forecast.write_all(work, out or work.forecasts)
-        show.done(f"{rows:,} forecasts in {out or work.forecasts}")
+        count = forecast.write_all(work, out or work.forecasts)
+        show.done(f"{count:,} forecasts in {out or work.forecasts}")
         return
     if store is None:
         raise UserError("which store? give --store (and --dept), or --all for every series")

@@ -137,6 +137,7 @@ class TrainConfig:
     hidden: tuple[int, ...] = (256, 128, 64)
     dropout: float = 0.2
     members: int = 1
+    linear: bool = True
     epochs: int = 20
     batch_size: int = 512
     learning_rate: float = 3e-3
@@ -158,4 +159,5 @@ class TrainConfig:
         unknown = sorted(values.keys() - {field.name for field in fields(cls)})
         if unknown:
             raise UserError(f"unknown training settings {unknown}; this version knows {[f.name for f in fields(cls)]}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**known)
