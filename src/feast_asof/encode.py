@@ -85,7 +85,7 @@ def check_key(name: str, entity: pa.DataType, source: pa.DataType, view: str) ->
     )
 
 
-def _common(array: pa.Array) -> pa.Array:
+def common(array: pa.Array) -> pa.Array:
     """The same values in the widest type of their class."""
     wide = {
         "string": pa.large_string(),
@@ -107,7 +107,7 @@ def _common(array: pa.Array) -> pa.Array:
 
 def _align(source: pa.Array, entity: pa.Array, name: str) -> tuple[pa.Array, pa.Array]:
     """Both sides in one type, so that equal values are equal."""
-    source, entity = _common(source), _common(entity)
+    source, entity = common(source), common(entity)
     kinds = {key_class(source.type), key_class(entity.type)}
     if kinds == {"float", "integer"}:
         try:

@@ -1,6 +1,6 @@
 """The join of one feature view onto entity rows: read, encode, search, gather. Both engines run exactly this."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -79,8 +79,19 @@ def bounds_of(view: View, source: Source, entity: pa.Table, moments: Moments) ->
     bounds = dict(key_bounds(view, source, {key: (span["min"], span["max"]) for key, span in spans.items()}))
     values, unit = moments
     span = pc.min_max(values)
-    if span["max"].as_py() is not None:
+    if span["max"].is_valid:
         bounds[view.timestamp] = time_bounds(view, source, span["min"].as_py(), span["max"].as_py(), unit)
+    return bounds
+
+
+def bounds_of_ranges(view: View, source: Source, ranges: Mapping[str, tuple[Any, Any]], timestamp: str) -> Bounds:
+    """The same from known (least, greatest) values of entity columns."""
+    bounds = dict(key_bounds(view, source, ranges))
+    if timestamp in ranges and not pa.types.is_string(ranges[timestamp][0].type):
+        values, unit = encode.instants(
+            pa.array([bound.as_py() for bound in ranges[timestamp]], ranges[timestamp][0].type)
+        )
+        bounds[view.timestamp] = time_bounds(view, source, values[0].as_py(), values[1].as_py(), unit)
     return bounds
 
 
@@ -117,24 +128,25 @@ def chosen(view: View, table: pa.Table, entity: pa.Table, moments: Moments) -> k
     return found if rows is None or not len(rows) else np.where(found < 0, -1, rows[found])
 
 
-def features_of(view: View, source: Source, index: kernel.Ints) -> dict[str, pa.ChunkedArray]:
-    """The view's features at the chosen rows, one column read and gathered per thread at a time."""
+def features_of(view: View, read: Callable[[str], pa.ChunkedArray], index: kernel.Ints) -> dict[str, pa.ChunkedArray]:
+    """The view's features at the chosen rows; each thread reads and gathers one column at a time."""
     parts = columns.slices(index)
 
     def one(feature: Feature) -> pa.ChunkedArray:
         what = f"feature {feature.column!r} of feature view {view.name!r}"
-        return columns.gather(source.column(feature.column), parts, feature.dtype, what)
+        return columns.gather(read(feature.column), parts, feature.dtype, what)
 
     with ThreadPoolExecutor(kernel.threads()) as pool:
         gathered = pool.map(one, view.features)
         return {feature.name: column for feature, column in zip(view.features, gathered, strict=True)}
 
 
-def join(view: View, entity: pa.Table, moments: Moments) -> dict[str, pa.ChunkedArray]:
+def join(view: View, source: Source, entity: pa.Table, moments: Moments) -> dict[str, pa.ChunkedArray]:
     """The features of one view, valid at each entity row.
 
     Args:
         view: what to join.
+        source: its rows, at least those within `bounds_of` the entity rows.
         entity: at least the join key columns, [n] rows.
         moments: entity timestamps from `encode.instants`, [n].
 
@@ -144,7 +156,5 @@ def join(view: View, entity: pa.Table, moments: Moments) -> dict[str, pa.Chunked
     Raises:
         AsofError: unreadable source, or values that do not convert to the declared types.
     """
-    source = view.open()
-    source = source.within(bounds_of(view, source, entity, moments))
     index = chosen(view, source.read(view.index_columns()), entity, moments)
-    return features_of(view, source, index)
+    return features_of(view, source.column, index)

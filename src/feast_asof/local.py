@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 
 from feast_asof import columns, encode, kernel, write
 from feast_asof.entity import DEFAULT_TIMESTAMP, EntityFrame
-from feast_asof.errors import AsofError
 from feast_asof.job import Finish
-from feast_asof.join import View, join
+from feast_asof.join import View, bounds_of, join
 from feast_asof.progress import steps
 from feast_asof.source import Source, bound
+from feast_asof.tasks import append, moments_of
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,12 @@ class Historical:
     def table(self) -> pa.Table:
         """Rows in the order of the entity frame. Raises AsofError, see `join.join`."""
         table = self.entity.load()
-        moments = entity_moments(table, self.entity.timestamp)
+        moments = moments_of(table, self.entity.timestamp)
         features: dict[str, pa.ChunkedArray] = {}
         for view in steps(self.views, "joining feature views", len(self.views)):
-            features |= join(view, table, moments)
+            source = view.open()
+            source = source.within(bounds_of(view, source, table, moments))
+            features |= join(view, source, table, moments)
             log.info("joined %s: %d rows x %d features", view.name, table.num_rows, len(view.features))
         result = append(table, features, self.order)
         log.info("retrieved %d rows x %d columns, %d bytes", result.num_rows, result.num_columns, result.nbytes)
@@ -116,21 +118,6 @@ def entities_between(views: list[View], start: datetime, end: datetime) -> pa.Ta
     names = [*(name for name in union.column_names if name != DEFAULT_TIMESTAMP), DEFAULT_TIMESTAMP]
     distinct = union.group_by(names).aggregate([]).select(names)
     return distinct.sort_by([(name, "ascending") for name in names])
-
-
-def entity_moments(table: pa.Table, timestamp: str) -> tuple[pa.Array, str]:
-    """Entity timestamps as integers, see `encode.instants`, which raises what this names the column in."""
-    try:
-        return encode.instants(table[timestamp])
-    except AsofError as error:
-        raise AsofError(f"column {timestamp!r} of the entity frame: {error}") from error
-
-
-def append(table: pa.Table, features: dict[str, pa.ChunkedArray], order: list[str]) -> pa.Table:
-    """The table with features appended in the given order."""
-    for name in order:
-        table = table.append_column(name, features[name])
-    return table
 
 
 def _micros(moment: datetime | None) -> int | None:

@@ -69,9 +69,16 @@ class Source:
 
     def within(self, bounds: Bounds) -> Self:
         """The same source without the row groups that lie outside `bounds`."""
-        kept = self.fragments(bounds)
-        dataset = ds.FileSystemDataset(kept, self.dataset.schema, self.dataset.format, self.dataset.filesystem)
+        return self.of(self.fragments(bounds))
+
+    def of(self, fragments: list[ds.ParquetFileFragment]) -> Self:
+        """A source of only these parts of it."""
+        dataset = ds.FileSystemDataset(fragments, self.dataset.schema, self.dataset.format, self.dataset.filesystem)
         return type(self)(self.what, self.path, dataset)
+
+    def rows(self) -> int:
+        """Number of rows, from the metadata."""
+        return sum(group.num_rows for fragment in self.fragments({}) for group in fragment.row_groups)
 
     def read(self, columns: list[str]) -> pa.Table:
         """All rows of some columns. Raises AsofError if the file is damaged or lacks one."""

@@ -41,7 +41,7 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
     supports_filter_by_created_timestamp = True
 
     @staticmethod
-    def get_historical_features(  # noqa: PLR0917  Feast's interface
+    def get_historical_features(
         config: RepoConfig,
         feature_views: list[FeatureView],
         feature_refs: list[str],
@@ -96,7 +96,7 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         )
 
     @staticmethod
-    def pull_latest_from_table_or_query(  # noqa: PLR0917  Feast's interface
+    def pull_latest_from_table_or_query(
         config: RepoConfig,
         data_source: DataSource,
         join_key_columns: list[str],
@@ -116,7 +116,7 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         return _job(config, _engine(config).Pull(_settings(config), pull, start_date, end_date, True))
 
     @staticmethod
-    def pull_all_from_table_or_query(  # noqa: PLR0917  Feast's interface
+    def pull_all_from_table_or_query(
         config: RepoConfig,
         data_source: DataSource,
         join_key_columns: list[str],
@@ -174,7 +174,9 @@ def _settings(config: RepoConfig) -> local.Settings:
 def _engine(config: RepoConfig) -> Any:
     if config.offline_store.engine == "local":
         return local
-    raise AsofError("engine ray is not available")
+    from feast_asof import ray
+
+    return ray
 
 
 def _job(config: RepoConfig, work: Work, **kwargs: Any) -> AsofRetrievalJob:

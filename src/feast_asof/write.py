@@ -145,3 +145,22 @@ def add(table: pa.Table, folder: Path, name: str, by: list[str]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             file.rename(target)
             _sync(target.parent)
+
+
+def batches(parts: list[pa.RecordBatch], schema: pa.Schema, path: Path) -> int:
+    """Write an Arrow file with one batch for each part, atomically; returns its size in bytes."""
+    with whole(path) as beside:
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as writer:
+            for part in parts:
+                writer.write_batch(part)
+    return path.stat().st_size
+
+
+def read_batch(paths: list[Path], number: int) -> pa.Table:
+    """Batch `number` of every file, one below the other."""
+    found = []
+    for path in paths:
+        with pa.memory_map(str(path)) as source:
+            found.append(pa.ipc.open_file(source).get_batch(number))
+    return pa.Table.from_batches(found)
