@@ -49,12 +49,11 @@ def training_set(training_frame: pl.DataFrame, tmp_path_factory: pytest.TempPath
     return folder
 
 
-@pytest.fixture
-def plan_of(training_set: Path, tmp_path: Path) -> Callable[..., Plan]:
-    """A plan with one fit at the last week; other keyword arguments are training settings."""
+def plans(training_set: Path, folder: Path) -> Callable[..., Plan]:
+    """Makes plans with one fit at the last week; keyword arguments but the first three are training settings."""
 
     def make(
-        root: Path = tmp_path, tracking: Tracking | None = None, training: Path = training_set, **settings: Any
+        root: Path = folder, tracking: Tracking | None = None, training: Path = training_set, **settings: Any
     ) -> Plan:
         return Plan(
             training=training,
@@ -67,3 +66,13 @@ def plan_of(training_set: Path, tmp_path: Path) -> Callable[..., Plan]:
         )
 
     return make
+
+
+@pytest.fixture
+def plan_of(training_set: Path, tmp_path: Path) -> Callable[..., Plan]:
+    return plans(training_set, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_plan_of(training_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
+    return plans(training_set, tmp_path_factory.mktemp("plan"))
