@@ -5,6 +5,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import polars as pl
 import pytest
 
@@ -12,6 +13,10 @@ from salescast import data, features, schema
 from salescast.config import TrainConfig
 from salescast.plan import Fit, Plan, Tracking
 from salescast.retrieval import write_training_set
+
+# A loaded machine is no reason to fail.
+hypothesis.settings.register_profile("salescast", deadline=None)
+hypothesis.settings.load_profile("salescast")
 
 LAST_WEEK = date(2024, 4, 26)  # of 65 demo weeks
 TINY = TrainConfig(

@@ -90,6 +90,8 @@ def import_report(report: "ImportReport", out: Path, as_json: bool) -> None:
         if file.ignored_columns:
             done(f"  not used: {', '.join(file.ignored_columns)} (declare what is known ahead with --planned)")
     done(f"negative sales kept: {report.negative:,}; gaps inside series: {report.gaps:,} weeks")
+    if report.empty_weeks:
+        done(f"{report.empty_weeks:,} weeks between the first and the last have no sales at all: is a year mistyped?")
     if report.rejected.height:
         table = Table(box=box.SIMPLE_HEAD, title="rejected rows", title_justify="left")
         for column in ("reason", "rows", "first_row", "value"):
