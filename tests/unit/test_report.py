@@ -272,6 +272,13 @@ def test_quality_counts_gaps_returns_and_ended_series() -> None:
     }  # fmt: skip
 
 
+def test_series_that_ended_are_pointed_out_beside_the_totals(tmp_path: Path) -> None:
+    sales = {key: value for key, value in complete(1, 3).items() if key[1] != 3 or key[2] < WEEKS[-6]}
+    work = Workdir(tmp_path)
+    write(work, results_of(raw_of(sales, {})))
+    assert "1 series without a sale in the last weeks are forecast as if" in text_of(report.build(work).read_text())
+
+
 def test_holidays_are_named_in_history_and_forecast_weeks() -> None:
     holidays = report_data.view(results_of(raw_of(complete(), {})))["data"]["holidays"]
     assert holidays["2012-09-07"] == "Labor Day"

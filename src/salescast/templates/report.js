@@ -141,7 +141,8 @@
   const fillTiles = () => {
     const at = row();
     const sold = data.sales[at];
-    const tiles = [tile("Last week sold", show(sold[sold.length - 1]), `week ending ${showDate(data.weeks[data.weeks.length - 1])}`)];
+    const last = sold.findLastIndex((value) => !missing(value));
+    const tiles = [tile("Last week sold", show(sold[last]), last < 0 ? "" : `week ending ${showDate(data.weeks[last])}`)];
     if (data.mid) {
       const next = total(data.mid[at]);
       const before = total(data.ahead.map(yearBefore));
