@@ -24,7 +24,8 @@ import salescast
 from salescast.config import TrainConfig
 from salescast.errors import UserError
 from salescast.files import replace_dir
-from salescast.inputs import build, target_weeks
+from salescast.frames import target_weeks
+from salescast.inputs import build
 from salescast.model import QuantileMLP, Scaler
 from salescast.weeks import calendar
 
@@ -121,7 +122,9 @@ class Bundle:
 
 
 def network(scaler: Scaler, config: TrainConfig) -> QuantileMLP:
-    return QuantileMLP(scaler, config.hidden, config.quantiles, members=config.members, dropout=config.dropout)
+    return QuantileMLP(
+        scaler, config.hidden, config.quantiles, members=config.members, dropout=config.dropout, linear=config.linear
+    )
 
 
 def _content_digest(parts: dict[str, tuple[Weights, Scaler]], meta: Metadata) -> str:

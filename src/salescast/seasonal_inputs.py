@@ -1,0 +1,282 @@
+"""Inputs of the seasonal service: ratios to a seasonal anchor, from the primitives of `seasonal_features`.
+
+The recipe, with what each part is worth on real data: docs/LOG.md.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from salescast.frames import (
+    LEVEL,
+    PROFILE,
+    SEASONAL,
+    WEEK,
+    Array,
+    Prepared,
+    column,
+    first_known,
+    horizon_inputs,
+    lists,
+    per_week,
+    positive,
+    target_weeks,
+)
+from salescast.schema import SEASON, WINDOWS
+from salescast.weeks import HEADLINE_EVENTS, Calendar, easter_offset, holidays_in_week, month_start_days
+
+GROWTH_BOUNDS = (0.3, 3.0)
+DAMPING = 0.8  # of growth
+SEASONAL_SHARE = 0.6  # of last year's reconstruction in the anchor; the rest is level times department profile
+PROFILE_BOUNDS = (0.0, 20.0)
+CANDIDATE_BOUND = 3.0  # units
+SMALLEST = 1e-4  # of the market's level: the least scale of a series
+CLOSED = 1e-30  # unit of a week without opening days, whose forecast is 0
+ANCHOR_WINDOW = 13
+EASTER_WEEKS = (-2, -1, 0, 1)  # weeks since Easter's that have an input of their own: shops feel the ones before it
+PLACE = {weeks: i for i, weeks in enumerate(WINDOWS)}
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What anchor and inputs share. [n] or [n, H]."""
+
+    scale: Array
+    growth: dict[int, Array]
+    level: dict[int, Array]
+    profile: dict[int, Array]
+    store_profile: Array
+    year: Array  # last year's sales on the same dates
+    around: tuple[Array, Array, Array]  # last year's sales in weeks t-53, t-52, t-51
+    smooth: Array  # last year's reconstruction on the same dates
+    smooth_week: Array  # ... in week t-52
+    lift: Array  # effect of the plan on the seasonal pattern, 1 = none
+    level_lift: Array
+
+
+def build(frame: pl.DataFrame, horizon: int, calendar: Calendar) -> Prepared:
+    """anchor = 0.6 * last year's reconstruction * damped growth + 0.4 * recent level * department profile."""
+    weeks = target_weeks(frame, horizon)
+    shift = per_week(weeks, lambda week: {"": date_shift(week, calendar)})[""].astype(np.float32)
+    parts = _parts(frame, horizon, shift)
+    anchor, fallback = _anchor(parts)
+    unit = positive((np.abs(anchor) + parts.scale[:, None]) / 2)
+    step = _candidates(frame, parts, anchor, unit) | _step_inputs(frame, parts, anchor, horizon)
+    step |= _week_inputs(weeks, calendar) | _planned_inputs(frame, horizon)
+    days = lists(frame, "planned__open_days", horizon) if "planned__open_days" in frame.columns else np.float32(1.0)
+    return Prepared(_base_inputs(frame, parts), step, anchor * days, np.maximum(unit * days, CLOSED), fallback)
+
+
+def date_shift(weeks: NDArray[np.datetime64], calendar: Calendar) -> NDArray[np.float64]:
+    """How much of the week 53 weeks earlier belongs to the same dates of last year, [..], 1/7 or 2/7.
+
+    52 weeks are 364 days, a day or two short of a year: the week's dates began that much earlier last year. 0 where
+    the week or the one before it holds a holiday that was exactly 364 days earlier, too: such weeks follow the
+    weekday, not the date.
+    """
+    months = weeks.astype("datetime64[M]")
+    day = weeks - months.astype("datetime64[D]")
+    year_ago = (months - np.timedelta64(12, "M")).astype("datetime64[D]") + day
+    days_short = (weeks - year_ago).astype(np.int64) - 7 * SEASON
+    bound = np.zeros(weeks.shape, dtype=bool)
+    for name, days in zip(calendar.names, calendar.days, strict=True):
+        if name in headline(calendar):
+            same = days[np.isin(days - SEASON * WEEK, days)]
+            for end in (weeks, weeks - WEEK):
+                bound |= np.searchsorted(same, end, "right") > np.searchsorted(same, end - WEEK, "right")
+    return np.where(bound, 0.0, days_short / 7)
+
+
+def headline(calendar: Calendar) -> tuple[str, ...]:
+    """The holidays that have inputs of their own."""
+    return HEADLINE_EVENTS.get(calendar.country, calendar.names[1:])
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """above / below where below is positive, else NaN."""
+    out = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan, dtype=np.float32)
+    np.divide(above, below, out=out, where=below > 0)
+    return out
+
+
+def _growth(frame: pl.DataFrame, prefix: str) -> dict[int, Array]:
+    """This year over last year by window, 1 where a sum is not positive, [n] each."""
+    now, ago = (lists(frame, f"{prefix}growth_{year}", len(WINDOWS)) for year in ("now", "ago"))
+    bounded = np.where(now > 0, np.clip(np.nan_to_num(_ratio(now, ago), nan=1.0), *GROWTH_BOUNDS), np.float32(1.0))
+    return {weeks: bounded[:, place] for weeks, place in PLACE.items()}
+
+
+def _around(frame: pl.DataFrame, name: str, horizon: int) -> tuple[Array, Array, Array]:
+    """Last year's values one week before, in, and one week after each target week, [n, H] each."""
+    values = lists(frame, name, horizon + 2)
+    return values[:, :horizon], values[:, 1 : horizon + 1], values[:, 2:]
+
+
+def _parts(frame: pl.DataFrame, horizon: int, shift: Array) -> _Parts:
+    market = column(frame, "market_level").astype(np.float32)
+    scale = np.fmax(column(frame, "scale").astype(np.float32), SMALLEST * market)
+    level = lists(frame, "level", len(WINDOWS))
+    profile = _profiles(frame, "dept", horizon, shift)
+    store = _profiles(frame, "store", horizon, shift)
+    year, smooth = (_around(frame, name, horizon) for name in ("last_year", "denoised_last_year"))
+    lifts = (
+        np.exp(lists(frame, name, horizon)) if name in frame.columns else np.ones((frame.height, horizon), np.float32)
+        for name in ("planned__effect", "planned__level_effect")
+    )
+    lift, level_lift = (np.clip(np.nan_to_num(values, nan=1.0), 0.1, 10.0) for values in lifts)
+    return _Parts(
+        scale=np.asarray(positive(np.nan_to_num(scale)), np.float32),
+        growth=_growth(frame, ""),
+        level={weeks: level[:, place] for weeks, place in PLACE.items()},
+        profile={weeks: first_known(profile[weeks], store[weeks]) for weeks in profile},
+        store_profile=store[ANCHOR_WINDOW],
+        year=_same_dates(year, shift),
+        around=year,
+        smooth=_same_dates(smooth, shift),
+        smooth_week=smooth[1],
+        lift=lift,
+        level_lift=level_lift,
+    )
+
+
+def _same_dates(around: tuple[Array, Array, Array], shift: Array) -> Array:
+    """Last year's values on the target week's dates: from the two weeks that held them."""
+    before, same, _ = around
+    return np.asarray(same + shift * np.nan_to_num(before - same))
+
+
+def _profiles(frame: pl.DataFrame, group: str, horizon: int, shift: Array) -> dict[int, Array]:
+    """Last year's sales of a group on the target's dates over its mean of the weeks before the base week, by window."""
+    year = _same_dates(_around(frame, f"{group}_last_year", horizon), shift)
+    before = lists(frame, f"{group}_before", len(WINDOWS))
+    return {weeks: np.clip(_ratio(year, before[:, place, None]), *PROFILE_BOUNDS) for weeks, place in PLACE.items()}
+
+
+def _anchor(parts: _Parts) -> tuple[Array, NDArray[np.int8]]:
+    """The seasonal anchor [n, H] and which kind each element is.
+
+    SEASONAL: last year's week is known. PROFILE: it is not, but the department's (or the store's) is: level times
+    profile. LEVEL: the mean of the last 13 weeks or what is known of the last 52, 0 for a series silent for a year.
+    """
+    windows = (ANCHOR_WINDOW, 26, 52)
+    level = np.nan_to_num(first_known(*(parts.level[weeks] for weeks in windows)))[:, None]
+    profiled = level * parts.profile[ANCHOR_WINDOW] * parts.lift
+    pattern = parts.smooth * _damped(parts, ANCHOR_WINDOW) * parts.lift
+    seasonal = SEASONAL_SHARE * pattern + (1 - SEASONAL_SHARE) * first_known(profiled, pattern)
+    anchor = first_known(seasonal, profiled, np.broadcast_to(level, pattern.shape) * parts.level_lift)
+    kind = np.where(np.isfinite(seasonal), SEASONAL, np.where(np.isfinite(profiled), PROFILE, LEVEL))
+    return anchor, kind.astype(np.int8)
+
+
+def _damped(parts: _Parts, weeks: int) -> Array:
+    return np.asarray(1 + DAMPING * (parts.growth[weeks] - 1))[:, None]
+
+
+def _candidates(frame: pl.DataFrame, parts: _Parts, anchor: Array, unit: Array) -> dict[str, Array]:
+    """Other forecasts of the same week, [n, H] each, as their distance from the anchor in units."""
+    before, same, after = parts.around
+    year = parts.year
+    lift, level_lift, level = parts.lift, parts.level_lift, {k: v[:, None] for k, v in parts.level.items()}
+    growth = _damped(parts, ANCHOR_WINDOW)
+    now, ago = (lists(frame, f"growth_{name}", len(WINDOWS)) for name in ("now", "ago"))
+    gained = {weeks: (now - ago)[:, [place]] for weeks, place in PLACE.items()}
+    dept, store, total = (_growth(frame, f"{name}_")[ANCHOR_WINDOW] for name in ("dept", "store", "total"))
+    pooled_growth = np.asarray(1 + DAMPING * (dept * store / total - 1))[:, None]
+    named = {
+        "last_year:same_dates": year * lift,
+        "last_year:grown": year * growth * lift,
+        "last_year:grown_before": before * growth * lift,
+        "last_year:grown_after": after * growth * lift,
+        "last_year:grown_same_week": same * growth * lift,
+        "last_year:denoised_same_week": parts.smooth_week * growth * lift,
+        "last_year:grown_around": (before + same + after) / 3 * growth * lift,
+        "pooled:denoised_pooled_growth": parts.smooth * pooled_growth * lift,
+        "pooled:denoised_gained_8": (parts.smooth + gained[8]) * lift,
+    }
+    for weeks in (4, 8, 13, 26):
+        named[f"pooled:denoised_grown_{weeks}"] = parts.smooth * _damped(parts, weeks) * lift
+        named[f"pooled:level_profile_{weeks}"] = level[weeks] * parts.profile[weeks] * lift
+    for weeks in (8, 13):
+        named[f"last_year:gained_{weeks}"] = (year + gained[weeks]) * lift
+    for weeks in (4, 8, 13):
+        named[f"level:mean_{weeks}"] = level[weeks] * level_lift
+    recent = lists(frame, "recent", 4)
+    for lag in range(4):
+        named[f"level:lag_{lag + 1}"] = recent[:, [lag]] * level_lift
+    return {name: _bounded((values - anchor) / unit) for name, values in named.items()}
+
+
+def _bounded(values: Array) -> Array:
+    return np.clip(values, -CANDIDATE_BOUND, CANDIDATE_BOUND)
+
+
+def _base_inputs(frame: pl.DataFrame, parts: _Parts) -> dict[str, Array]:
+    """Growth, size and noise of the series, [n] each."""
+    named = {f"growth:own_{weeks}": np.log(parts.growth[weeks]) for weeks in (1, 4, 8, 13, 26)}
+    for group in ("dept", "store"):
+        growth = _growth(frame, f"{group}_")
+        named |= {f"pooled:{group}_growth_{weeks}": np.log(growth[weeks]) for weeks in (4, 8, 13)}
+    noise = {name: column(frame, name).astype(np.float32) / parts.scale for name in NOISE}
+    market = positive(np.nan_to_num(column(frame, "market_level")))
+    return (
+        named
+        | {f"level:{name}": values for name, values in noise.items()}
+        | {
+            "level:log_scale": np.log(parts.scale / market),
+            "store:log_size": np.log(positive(column(frame, "store_size"))),
+        }
+    )
+
+
+NOISE = ("deviation", "denoise_error", "naive_error", "naive_bias")
+
+
+def _step_inputs(frame: pl.DataFrame, parts: _Parts, anchor: Array, horizon: int) -> dict[str, Array]:
+    """Shape of the season around the target week, [n, H] each."""
+    before, year, after = _around(frame, "dept_last_year", horizon)
+    return {
+        "level:log_anchor": np.log(np.maximum(anchor / parts.scale[:, None], 0.05)),
+        "pooled:log_dept_profile": np.log(np.maximum(parts.profile[ANCHOR_WINDOW], 0.02)),
+        "pooled:log_store_profile": np.log(np.maximum(parts.store_profile, 0.02)),
+        "pooled:dept_peak": np.log(np.maximum(_ratio(2 * year, before + after), 0.02)),
+    }
+
+
+def _week_inputs(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str, Array]:
+    """The calendar of the target week and of the same week last year, [n, H] each."""
+
+    def named(week: NDArray[np.datetime64]) -> dict[str, NDArray[Any]]:
+        last_year = week - SEASON * WEEK
+        held = holidays_in_week(week, calendar)
+        offset, offset_last_year = easter_offset(week, calendar), easter_offset(last_year, calendar)
+        return (
+            {f"holiday:{name}": held[:, i] for i, name in enumerate(calendar.names) if name in headline(calendar)}
+            | {f"holiday:easter_{k:+d}": offset == k for k in EASTER_WEEKS}
+            | {f"holiday:easter_last_year_{k:+d}": offset_last_year == k for k in EASTER_WEEKS}
+            | {"calendar:month_start_days": month_start_days(week)}
+            | {"calendar:month_start_days_last_year": month_start_days(last_year)}
+        )
+
+    return horizon_inputs(weeks.shape) | per_week(weeks, named)
+
+
+def _planned_inputs(frame: pl.DataFrame, horizon: int) -> dict[str, Array]:
+    """Planned inputs of the target week, and how they differ from last year's and the recent weeks', [n, H] each."""
+    suffix = "_last_year"
+    names = [
+        name.removesuffix(suffix) for name in frame.columns if name.startswith("planned_") and name.endswith(suffix)
+    ]
+    out: dict[str, Array] = {}
+    for name in names:
+        ahead, before = lists(frame, name, horizon), lists(frame, name + suffix, horizon)
+        recent = column(frame, f"{name}_recent").astype(np.float32)[:, None]
+        short = name.removeprefix("planned_")
+        out |= {
+            f"planned:{short}": ahead,
+            f"planned:{short}_last_year": before,
+            f"planned:{short}_gain": ahead - recent,
+        }
+    return out
