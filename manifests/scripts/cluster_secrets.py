@@ -9,7 +9,6 @@ import argparse
 import base64
 import datetime
 import ipaddress
-import json
 import logging
 import os
 import secrets
@@ -152,7 +151,7 @@ def fill(api: client.ApiClient, namespace: str, name: str, values: dict[str, str
             "PATCH",
             query_params=[("fieldManager", owner), ("force", "false")],
             header_params={"Content-Type": "application/apply-patch+yaml", "Accept": "application/json"},
-            body=json.dumps(body),
+            body=body,
             auth_settings=["BearerToken"],
         )
     except ApiException as error:

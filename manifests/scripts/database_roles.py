@@ -56,7 +56,7 @@ def database(connection: psycopg.Connection, owner: str) -> None:
     known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [owner]).fetchone()
     name = sql.Identifier(owner)
     if not known:
-        connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
+        connection.execute(sql.SQL("CREATE DATABASE {} OWNER {} ENCODING 'UTF8' TEMPLATE template0").format(name, name))
     connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
 
 

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from cluster import (
 from pydantic import AliasChoices
 
 from salescast import cli
-from salescast.config import Settings
+from salescast.config import Settings, Workdir
 from salescast.schema import MODEL_NAME
 
 DEPLOYED = pytest.mark.parametrize("deployment", list(DEPLOYMENTS))
@@ -418,7 +419,11 @@ def test_serving(deployment: str) -> None:
     assert ports["http1"] == Settings.model_fields["http_port"].default
     assert ports["grpc"] == Settings.model_fields["grpc_port"].default
     told = environment(container, configmaps(items))
-    assert told["STORAGE_URI"].startswith("pvc://shared/") and told["SALESCAST_MODEL_DIR"] == "/mnt/models"
+    assert told["STORAGE_URI"] == "pvc://shared" and "shared" in _names(items, "PersistentVolumeClaim")
+    folders = Workdir(Path("/mnt/models"))  # where KServe mounts it
+    assert told["SALESCAST_WORKDIR"] == str(folders.root) and told["SALESCAST_MODEL_DIR"] == str(folders.models)
+    patience = service["spec"]["predictor"]["terminationGracePeriodSeconds"]
+    assert patience > Settings.model_fields["shutdown_seconds"].default
     exposed = service["metadata"].get("labels", {}).get("networking.kserve.io/visibility") == "exposed"
     checked = service["metadata"]["annotations"].get("security.opendatahub.io/enable-auth") == "true"
     assert exposed == checked == (deployment == "openshift")

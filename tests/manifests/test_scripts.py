@@ -1,15 +1,15 @@
 """The secrets' script: certificates that programs accept, values that agree, and no secret ever overwritten."""
 
-import json
 import ssl
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
 
 import pytest
 from cluster import MANIFESTS, NAMESPACE
+from kube_api import KubernetesApi
 from kubernetes import client
 
 sys.path.append(str(MANIFESTS / "scripts"))
@@ -87,33 +87,6 @@ def test_values_agree_and_are_made_anew() -> None:
         for key, value in values.items():
             assert ((name, key) in fixed) is (value == other[name][key])
             assert value == value.strip() or value.endswith("\n")
-
-
-class KubernetesApi(BaseHTTPRequestHandler):
-    """Server-side apply of secrets: a key set by one owner to another value is a conflict unless forced."""
-
-    stored: dict[str, dict[str, str]]
-
-    def do_PATCH(self) -> None:
-        assert self.headers["Content-Type"] == "application/apply-patch+yaml"
-        path, _, query = self.path.partition("?")
-        name = path.removeprefix(f"/api/v1/namespaces/{NAMESPACE}/secrets/")
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert "force=true" not in query and "fieldManager=salescast-secrets-" in query
-        assert body["metadata"] == {"name": name, "namespace": NAMESPACE}
-        known = self.stored.get(name)
-        status = 403 if known is None else 409 if known and known != body["data"] else 200
-        if status == 200:
-            self.stored[name] = body["data"]
-        answer = json.dumps({"kind": "Status", "code": status} if status != 200 else body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
 
 
 @pytest.fixture

@@ -1,0 +1,325 @@
+"""The rehearsal: the rendered manifests as real processes of this machine, from the first command to a forecast.
+
+Needs Linux, root, kubectl and a PostgreSQL server: every pod gets a network namespace, its mounts, and a user id that
+no image knows. Where Kubernetes and its operators add something to a pod (Ray's command, torchrun's addresses, the
+model's volume), so does this file.
+
+    python tests/rehearse/rehearse.py [--full]      --full: the demo data and epochs of the manifests
+"""
+
+import argparse
+import base64
+import http.server
+import os
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import trustme
+from runtime import NODE, Cluster, Process, new_folder, run
+
+sys.path.append(str(Path(__file__).parents[1] / "manifests"))
+from cluster import NAMESPACE, Pod, configmaps, pods, resources
+from kube_api import KubernetesApi
+
+UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+SMALL = {"data": ["--stores=6", "--depts=5"], "NUM_EPOCHS": "2"}
+
+
+def step(text: str) -> None:
+    sys.stdout.write(f"{time.monotonic() - START:6.1f} s  {text}\n")
+    sys.stdout.flush()
+
+
+def changed(pod: Pod, name: str, **changes: Any) -> Pod:
+    """The pod with one container changed."""
+    spec = {
+        group: [{**item, **changes} if item["name"] == name else item for item in pod.spec.get(group, [])]
+        for group in ("initContainers", "containers")
+    }
+    return replace(pod, spec={**pod.spec, **spec})
+
+
+# --- what Kubernetes and the operators do ---
+
+
+def kubernetes_api(cluster: Cluster, declared: list[str]) -> dict[str, dict[str, str]]:
+    """An API server with the declared secrets, and the service account's folder of the pods that mount a token."""
+    stored: dict[str, dict[str, str]] = {name: {} for name in declared}
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(NODE).configure_cert(context)
+    handler = type("Api", (KubernetesApi,), {"stored": stored})
+    server = http.server.ThreadingHTTPServer((NODE, 6443), handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    account = cluster.claim("service-account")
+    authority.cert_pem.write_to_path(str(account / "ca.crt"))
+    (account / "token").write_text("the-token-of-the-service-account")
+    return stored
+
+
+def with_token(pod: Pod) -> Pod:
+    """A pod whose service account's token is mounted."""
+    volume = {"name": "account", "persistentVolumeClaim": {"claimName": "service-account"}}
+    mount = {"name": "account", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": True}
+    containers = [{**item, "volumeMounts": [*item.get("volumeMounts", []), mount]} for item in pod.spec["containers"]]
+    return replace(pod, spec={**pod.spec, "volumes": [*pod.spec.get("volumes", []), volume], "containers": containers})
+
+
+POSTGRES = """
+set -e; umask 077; export PGDATA=/var/lib/pgsql/data/userdata
+if [ ! -f $PGDATA/PG_VERSION ]; then
+    initdb -U postgres --auth-host=scram-sha-256 --pwfile=<(echo "$POSTGRESQL_ADMIN_PASSWORD")
+    for file in /opt/app-root/src/postgresql-cfg/*.conf; do echo "include '$file'" >> $PGDATA/postgresql.conf; done
+fi
+exec postgres -h 0.0.0.0 -k /tmp -c max_connections=$POSTGRESQL_MAX_CONNECTIONS
+"""
+
+
+def postgres(pod: Pod, cluster: Cluster) -> Pod:
+    """The contract of sclorg/postgresql-container: a data folder at first start, the admin's password, *.conf files."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))  # the wheel's PostgreSQL has no TLS
+    if not found:
+        raise SystemExit(
+            "the rehearsal needs a PostgreSQL server with TLS: apt-get install postgresql; nothing was run"
+        )
+    programs = found[-1].parent
+    cluster.claim("data-postgres-0")
+    volume = {"name": "data", "persistentVolumeClaim": {"claimName": "data-postgres-0"}}
+    (container,) = pod.spec["containers"]
+    path = {"name": "PATH", "value": f"{programs}:/usr/bin:/bin"}
+    command = ["/bin/bash", "-c", POSTGRES]
+    pod = changed(pod, "postgres", command=command, env=[*container["env"], path], named_user=True)
+    return replace(pod, spec={**pod.spec, "volumes": [*pod.spec["volumes"], volume]})
+
+
+def ray(pod: Pod, cluster_resource: dict[str, Any]) -> Pod:
+    """KubeRay: `ray start` in a login shell with the parameters of the group, the addresses and the token's secret."""
+    head = pod.name.endswith("-head")
+    spec = cluster_resource["spec"]
+    group = spec["headGroupSpec"] if head else spec["workerGroupSpecs"][0]
+    container = pod.spec["containers"][0]
+    service = f"feast-ray-head-svc.{NAMESPACE}.svc.cluster.local"
+    parameters = {
+        "num-cpus": container["resources"]["requests"]["cpu"],
+        "memory": str(2 * 1024**3),  # as much as this machine can give, in place of the limit
+        "object-store-memory": str(256 * 1024**2),
+        "dashboard-agent-listen-port": "52365",
+        "metrics-export-port": "8080",
+        **group["rayStartParams"],
+    }
+    where = ["--head", "--port=6379"] if head else [f"--address={service}:6379"]
+    options = " ".join([*where, "--block", *(f"--{name}={value}" for name, value in parameters.items())])
+    added = [
+        {"name": "RAY_CLUSTER_NAME", "value": cluster_resource["metadata"]["name"]},
+        {"name": "RAY_ADDRESS", "value": "127.0.0.1:6379" if head else f"{service}:6379"},
+        {"name": "RAY_AUTH_MODE", "value": spec["authOptions"]["mode"]},
+        {
+            "name": "RAY_AUTH_TOKEN",
+            "valueFrom": {"secretKeyRef": {"name": spec["authOptions"]["secretName"], "key": "auth_token"}},
+        },
+    ]
+    command = ["/bin/bash", "-lc", f"ulimit -n 65536; ray start {options}"]
+    pod = replace(pod, spec={**pod.spec, "containers": [container]})  # the autoscaler needs a cluster to scale
+    pod = changed(pod, container["name"], command=command, env=[*container["env"], *added])
+    volumes = [volume for volume in pod.spec["volumes"] if "projected" not in volume]
+    if head:
+        return replace(pod, spec={**pod.spec, "volumes": volumes})
+    wait = {
+        **container,
+        "name": "wait-gcs-ready",
+        "command": ["/bin/bash", "-lc", f"until ray health-check --address {service}:6379; do sleep 1; done"],
+        "env": [*container["env"], *added],
+    }
+    return replace(pod, spec={**pod.spec, "volumes": volumes, "initContainers": [*pod.spec["initContainers"], wait]})
+
+
+def training_node(job: dict[str, Any], rank: int) -> dict[str, str]:
+    """What Trainer's torch plugin tells node `rank`."""
+    trainer = job["spec"]["trainer"]
+    return {
+        "PET_NNODES": str(trainer["numNodes"]),
+        "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),
+        "PET_NODE_RANK": str(rank),
+        "PET_MASTER_ADDR": f"{job['metadata']['name']}-node-0-0.{job['metadata']['name']}",
+        "PET_MASTER_PORT": "29500",
+    }
+
+
+def model_volume(pod: Pod) -> Pod:
+    """KServe: the claim of STORAGE_URI, read-only at /mnt/models."""
+    (container,) = pod.spec["containers"]
+    (uri,) = [entry["value"] for entry in container["env"] if entry["name"] == "STORAGE_URI"]
+    claim, _, folder = uri.removeprefix("pvc://").partition("/")
+    volume = {"name": "kserve-pvc-source", "persistentVolumeClaim": {"claimName": claim}}
+    mount = {"name": "kserve-pvc-source", "mountPath": "/mnt/models", "subPath": folder, "readOnly": True}
+    pod = changed(pod, container["name"], volumeMounts=[*container["volumeMounts"], mount])
+    return replace(pod, spec={**pod.spec, "volumes": [*pod.spec["volumes"], volume]})
+
+
+# --- the rehearsal ---
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    cluster: Cluster
+    items: list[dict[str, Any]]
+    pods: dict[str, Pod]
+    full: bool
+
+    def one(self, kind: str) -> dict[str, Any]:
+        (item,) = [item for item in self.items if item["kind"] == kind]
+        return item
+
+    def complete(self, pod: Pod, seconds: float) -> None:
+        for process in self.cluster.start(pod):
+            process.finished(seconds)
+
+
+def prepare(folder: Path, full: bool) -> Rehearsal:
+    """The cluster before the first command: addresses for every pod, and for every Service, headless ones included."""
+    items = resources("base")
+    cluster = Cluster(folder, {}, configmaps(items))
+    every = {pod.name: pod for pod in pods(items)}
+    services = {item["metadata"]["name"]: item["spec"]["selector"] for item in items if item["kind"] == "Service"}
+    for service, selector in services.items():
+        (name,) = [pod.name for pod in every.values() if selector.items() <= pod.labels.items()]
+        cluster.service(service, name)
+    cluster.service("feast-ray-head-svc", "feast-ray-head")  # KubeRay's and KServe's
+    cluster.service("sales-forecast-predictor", "sales-forecast")
+    rehearsal = Rehearsal(cluster, items, every, full)
+    for rank in range(rehearsal.one("TrainJob")["spec"]["trainer"]["numNodes"]):
+        cluster.address(f"sales-training-node-{rank}-0", f"sales-training-node-{rank}-0.sales-training")
+    for name in every:
+        cluster.address(name)
+    return rehearsal
+
+
+def fill_secrets(rehearsal: Rehearsal) -> None:
+    declared = [item["metadata"]["name"] for item in rehearsal.items if item["kind"] == "Secret"]
+    stored = kubernetes_api(rehearsal.cluster, declared)
+    rehearsal.complete(with_token(rehearsal.pods["salescast-secrets"]), 60)
+    first = {name: dict(values) for name, values in stored.items()}
+    rehearsal.complete(with_token(rehearsal.pods["salescast-secrets"]), 60)
+    assert all(stored.values()), "the Job left a secret empty"
+    assert first == stored, "applied again, the Job changed a secret"
+    for name, values in stored.items():
+        rehearsal.cluster.secrets[name] = {key: base64.b64decode(value).decode() for key, value in values.items()}
+    step("secrets are filled")
+
+
+def infrastructure(rehearsal: Rehearsal) -> list[Process]:
+    cluster, pod = rehearsal.cluster, rehearsal.pods
+    step("kubectl apply -k manifests/")
+    fill_secrets(rehearsal)
+    (database,) = cluster.start(postgres(pod["postgres"], cluster))
+    database.ready()
+    step("postgres is ready")
+    (head,) = cluster.start(ray(pod["feast-ray-head"], rehearsal.one("RayCluster")))
+    for _ in range(2):  # applied twice
+        rehearsal.complete(pod["postgres-roles"], 180)
+    step("roles and databases are there")
+    (tracking,) = cluster.start(pod["mlflow"])
+    servers = cluster.start(pod["feast-server"])
+    head.ready()
+    (worker,) = cluster.start(ray(pod["feast-ray-cpu"], rehearsal.one("RayCluster")))
+    stay = [database, head, worker, tracking, *servers]
+    for process in stay:
+        process.ready()
+        step(f"{process.name} is ready")
+    return stay
+
+
+def data(rehearsal: Rehearsal) -> None:
+    step("kubectl apply -f manifests/05-dataprep-job.yaml")
+    dataprep = rehearsal.pods["feast-dataprep"]
+    if not rehearsal.full:
+        (first,) = [item for item in dataprep.spec["initContainers"] if item["name"] == "data"]
+        dataprep = changed(dataprep, "data", command=[*first["command"], *SMALL["data"]])
+    for _ in range(2):  # applied twice
+        rehearsal.complete(dataprep, 600)
+        step("job/feast-dataprep is complete")
+
+
+def training(rehearsal: Rehearsal) -> None:
+    step("kubectl apply -f manifests/06-trainjob.yaml")
+    job = rehearsal.one("TrainJob")
+    less = {"OMP_NUM_THREADS": "1"}  # this machine has fewer cores than a node
+    if not rehearsal.full:
+        less["NUM_EPOCHS"] = SMALL["NUM_EPOCHS"]
+    nodes = [
+        process
+        for rank in range(job["spec"]["trainer"]["numNodes"])
+        for process in rehearsal.cluster.start(
+            rehearsal.pods["sales-training"], f"sales-training-node-{rank}-0", training_node(job, rank) | less
+        )
+    ]
+    for process in nodes:
+        process.finished(1800)
+    step("trainjob/sales-training is complete")
+
+
+def serving(rehearsal: Rehearsal) -> Process:
+    step("kubectl apply -f manifests/07-inference-service.yaml")
+    (server,) = rehearsal.cluster.start(model_volume(rehearsal.pods["sales-forecast"]))
+    server.ready()
+    step("inferenceservice/sales-forecast is ready")
+    return server
+
+
+def rehearse(folder: Path, full: bool) -> None:
+    rehearsal = prepare(folder, full)
+    stay = infrastructure(rehearsal)
+    data(rehearsal)
+    check(rehearsal, "ray_access", "feast-dataprep")
+    training(rehearsal)
+    stay.append(serving(rehearsal))
+    check(rehearsal, "forecast", "sales-training")
+    check(rehearsal, "tracking", "sales-training")
+    check(rehearsal, "database", "sales-forecast")
+    for process in stay:
+        for kind in ("readinessProbe", "livenessProbe"):
+            reason = process.probe(kind)
+            assert not reason, f"{process.name}: {kind} fails at the end: {reason}"
+    step("every pod is still ready: rehearsed")
+
+
+def check(rehearsal: Rehearsal, name: str, pod_name: str) -> None:
+    """Run checks/NAME.py as a pod runs: its environment, its secrets, its mounts, the cluster's names."""
+    script = Path(__file__).parent / "checks" / f"{name}.py"
+    pod = rehearsal.pods[pod_name]
+    container = pod.spec["containers"][0]["name"]
+    pod = replace(pod, spec={**pod.spec, "initContainers": []})
+    pod = changed(pod, container, command=["python", "-c", script.read_text()], args=[])
+    (process,) = rehearsal.cluster.start(pod, "check")
+    process.finished(400)
+    step(f"checks/{name}.py has passed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="the demo data and epochs of the manifests")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if os.geteuid() != 0 or sys.platform != "linux":
+        raise SystemExit("the rehearsal needs Linux and root: it makes network and mount namespaces; nothing was run")
+    if not arguments.inside:
+        inside = [*UNSHARE, sys.executable, str(Path(__file__).resolve()), "--inside", *sys.argv[1:]]
+        raise SystemExit(subprocess.run(inside, check=False).returncode)
+    folder = new_folder()
+    try:
+        rehearse(folder, arguments.full)
+    finally:
+        if "KEEP_LOGS" in os.environ:
+            run("cp", "-r", str(folder / "containers"), os.environ["KEEP_LOGS"])
+
+
+START = time.monotonic()
+if __name__ == "__main__":
+    main()
