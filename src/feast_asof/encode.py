@@ -131,7 +131,7 @@ def key_codes(source: pa.Array, entity: pa.Array, name: str) -> Codes:
     Codes keep the order of the values, so a file sorted by its keys needs no sort here.
     """
     source, entity = _align(flat(source), flat(entity), name)
-    if len(source) == 0 or entity.null_count == len(entity):
+    if len(source) == 0 or pa.types.is_null(entity.type):
         return Codes(np.zeros(len(source), np.int64), np.full(len(entity), -1), 1)
     if source.type == pa.int64():
         left, right = ints(source), ints(entity)
