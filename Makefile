@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick lint cover bench-retrieval bench-accuracy bench-training bench-serving manifests rehearse image clean
+.PHONY: help setup run test quick lint cover bench-retrieval bench-accuracy bench-training bench-serving manifests rehearse image pin clean
 
 help:  ## print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,23 @@ bench-training: setup  ## samples per second beside the usual DataLoader + DDP
 
 bench-serving: setup  ## latency and throughput of the forecast server
 	$(BIN)/python benchmarks/serving.py --write
+
+IMAGE ?= salescast:0.1.0
+BASE_IMAGE ?= registry.access.redhat.com/ubi9/python-312-minimal:9.8
+BUILDER ?= $(firstword $(foreach tool,podman buildah docker,$(if $(shell command -v $(tool)),$(tool))) podman)
+
+manifests: setup  ## render and check the manifests; VALIDATOR="python validate_manifests.py" runs that one too
+	$(BIN)/python -m pytest tests/manifests
+	$(if $(VALIDATOR),$(BIN)/python tests/manifests/validate.py $(VALIDATOR))
+
+rehearse: setup  ## run the manifests as real processes of this machine (Linux, root, kubectl, PostgreSQL)
+	$(BIN)/python tests/rehearse/rehearse.py
+
+image:  ## build the image of every pod as IMAGE, on BASE_IMAGE
+	$(BUILDER) build --file Containerfile --build-arg BASE_IMAGE=$(BASE_IMAGE) --tag $(IMAGE) .
+
+pin:  ## write IMAGE, best with its digest, into the manifests
+	grep -rl 'image: salescast:0.1.0' manifests --include=*.yaml | xargs sed -i 's#image: salescast:0.1.0#image: $(IMAGE)#'
 
 clean:  ## remove what runs and tests have made (not .venv)
 	rm -rf shared *-run .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
