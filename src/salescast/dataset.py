@@ -18,6 +18,7 @@ from torch import Tensor
 from salescast.config import TrainConfig
 from salescast.distributed import Group
 from salescast.errors import UserError
+from salescast.frames import LEVEL
 from salescast.inputs import Inputs, build
 from salescast.model import Scaler, categories
 from salescast.schema import KEYS, LABEL, TIMESTAMP
@@ -25,6 +26,7 @@ from salescast.weeks import Calendar
 
 logger = logging.getLogger(__name__)
 
+ENOUGH = 0.25  # share of the samples with a seasonal anchor from which on only these are learned from
 CHUNK = 1 << 17  # rows turned into inputs at a time: bounds what is needed beside the tensors
 EPOCH_DAY = date(1970, 1, 1)
 
@@ -69,6 +71,7 @@ class Shard:
     label: Tensor  # float32 [n, H], sales; NaN = not known
     target: Tensor  # float32 [n, H], (label - anchor) / unit; NaN where there is no finite one
     unit: Tensor  # float32 [n, H]
+    fallback: NDArray[np.int8]  # [n, H], the kind of anchor, see Inputs
     day: NDArray[np.int32]  # [n], the base week
     history: NDArray[np.int32]  # [n], weeks from the first row of the series
     names: tuple[str, ...]  # of base, then step
@@ -127,7 +130,7 @@ def _assemble(
 ) -> Shard:
     """Fill the tensors chunk by chunk; nothing is held twice."""
     n, horizon = label.shape
-    target, unit = np.empty_like(label), np.empty_like(label)
+    target, unit, fallback = np.empty_like(label), np.empty_like(label), np.empty(label.shape, dtype=np.int8)
     raw: dict[str, list[pl.Series]] = {}
     at = 0
     for part in chunks:
@@ -136,7 +139,7 @@ def _assemble(
             step = np.empty((n, horizon, len(part.step_names)), dtype=np.float32)
             names = (*part.base_names, *part.step_names)
         here = slice(at, at + len(part.base))
-        base[here], step[here], unit[here] = part.base, part.step, part.unit
+        base[here], step[here], unit[here], fallback[here] = part.base, part.step, part.unit, part.fallback
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             target[here] = (label[here] - part.anchor) / part.unit
         for name, column in categories(part).items():
@@ -156,6 +159,7 @@ def _assemble(
         label=torch.from_numpy(label),
         target=torch.from_numpy(target),
         unit=torch.from_numpy(unit),
+        fallback=fallback,
         day=day,
         history=(day - first) // 7,
         names=names,
@@ -230,6 +234,16 @@ def known(shard: Shard, first: int, last: int, min_history: int) -> NDArray[np.b
     weeks = shard.day[:, None] + 7 * np.arange(shard.horizon)
     rows = (shard.day > first) & (shard.history >= min_history)
     return np.asarray(rows[:, None] & (weeks <= last) & torch.isfinite(shard.target).numpy())
+
+
+def learned(shard: Shard, mask: NDArray[np.bool_], group: Group) -> NDArray[np.bool_]:
+    """The samples of `mask` to learn from: those with an anchor from last year, if these are enough of them.
+
+    How sales differ from a mere level says nothing of how they differ from a seasonal anchor.
+    """
+    seasonal = np.asarray(mask & (shard.fallback < LEVEL))
+    total, found = group.sum([mask.sum(), seasonal.sum()])
+    return seasonal if found >= ENOUGH * total else mask
 
 
 def fit_scaler(shard: Shard, mask: NDArray[np.bool_], group: Group) -> Scaler:

@@ -77,6 +77,8 @@ def categories(inputs: Inputs) -> dict[str, pl.Series]:
 class QuantileMLP(nn.Module):
     """S members of (Linear, BatchNorm, ReLU, Dropout) x hidden, then quantiles, all in units of the anchor's `unit`.
 
+    With `linear`, each member has a linear model of the same inputs beside its network, trained on the same batches:
+    it errs elsewhere (less in weeks unlike those learned from), and their mean errs less than either (docs/LOG.md).
     The linear layers carry no bias: BatchNorm's shift is one. The median is free, the quantiles beside it are
     cumulative softplus steps away from it, so they cannot cross; the head's weights start at 0 (median = anchor).
     """
@@ -88,7 +90,14 @@ class QuantileMLP(nn.Module):
     steps: Tensor
 
     def __init__(
-        self, scaler: Scaler, hidden: Sequence[int], quantiles: Sequence[float], *, members: int, dropout: float
+        self,
+        scaler: Scaler,
+        hidden: Sequence[int],
+        quantiles: Sequence[float],
+        *,
+        members: int,
+        dropout: float,
+        linear: bool,
     ) -> None:
         super().__init__()
         self.members, self.dropout, self.median = members, dropout, list(quantiles).index(0.5)
@@ -109,30 +118,45 @@ class QuantileMLP(nn.Module):
         self.table = nn.Parameter(torch.randn(scaler.codes + 1, members * EMBEDDING) * 0.1)
         self.table.data[0] = 0.0
         width = len(scaler.names) + len(indicated) + EMBEDDING * len(scaler.vocabulary)
+        # Heads, one a voice of each member: the network's and, beside it, a linear model of the same inputs.
+        self.heads, self.biases = nn.ParameterList(), nn.ParameterList()
+        inputs = width
         self.weights, self.norms = nn.ParameterList(), nn.ModuleList()
         for size in hidden:
             self.weights.append(torch.randn(members, width, size) * (2 / width) ** 0.5)
             self.norms.append(nn.BatchNorm1d(members * size))
             width = size
-        self.head = nn.Parameter(torch.zeros(members, width, count))
-        self.bias = nn.Parameter(torch.full((members, 1, count), FIRST_STEP))
-        self.bias.data[..., self.median] = 0.0
+        for size in (width, inputs) if linear else (width,):
+            bias = torch.full((members, 1, count), FIRST_STEP)
+            bias[..., self.median] = 0.0
+            self.heads.append(torch.zeros(members, size, count))
+            self.biases.append(bias)
+
+    @property
+    def matrices(self) -> list[nn.Parameter]:
+        """The parameters that weight decay applies to."""
+        return [*self.weights, *self.heads]
 
     def _constant(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value, persistent=False)
 
     def forward(self, numeric: Tensor, codes: Tensor) -> Tensor:
-        """Raw inputs [B, names] (NaN = missing) and category codes [B, vocabulary] -> quantiles [B, S, Q], float32."""
+        """Raw inputs [B, names] (NaN = missing) and category codes [B, vocabulary] -> float32 quantiles [B, voices, Q].
+
+        Voices: the S networks, then the S linear models if there are any. The forecast is their mean.
+        """
         batch = len(numeric)
         x = ((numeric - self.mean) * self.scale).nan_to_num(0.0, CLIP, -CLIP).clamp(-CLIP, CLIP)
         parts = [x, numeric.index_select(1, self.indicated).isnan().to(x.dtype)]
         x = torch.cat(parts, dim=1).unsqueeze(1).expand(batch, self.members, -1)
         looked_up = embedding(codes, self.table, padding_idx=0).view(batch, -1, self.members, EMBEDDING)
-        h = torch.cat([x, looked_up.transpose(1, 2).flatten(2)], dim=2)
+        first = h = torch.cat([x, looked_up.transpose(1, 2).flatten(2)], dim=2)
         for weight, norm in zip(self.weights, self.norms, strict=True):
             h = torch.bmm(h.transpose(0, 1), weight).transpose(0, 1).reshape(batch, -1)
             h = self._dropped(relu(norm(h))).view(batch, self.members, -1)
-        out = torch.baddbmm(self.bias, h.transpose(0, 1), self.head).transpose(0, 1).float()
+        layers = zip(self.biases, (h, first), self.heads, strict=False)
+        voices = [torch.baddbmm(bias, values.transpose(0, 1), head) for bias, values, head in layers]
+        out = torch.cat(voices).transpose(0, 1).float()
         return torch.where(self.median_only, out, softplus(out)) @ self.steps
 
     def renew_noise(self, batch: int) -> None:

@@ -29,7 +29,7 @@ from torch.nn.utils import clip_grad_norm_
 from salescast import bundle, holdout, tracking
 from salescast.checkpoint import Checkpoints
 from salescast.config import TrainConfig
-from salescast.dataset import Samples, Shard, day_number, fit_scaler, known, load_shard, select
+from salescast.dataset import Samples, Shard, day_number, fit_scaler, known, learned, load_shard, select
 from salescast.distributed import Group, connect
 from salescast.errors import UserError
 from salescast.model import Average, Scaler, pinball
@@ -57,7 +57,7 @@ class Trainer:
         self.average = Average(self.network, config.ema)
         self.live = group.wrap(self.network)
         self.parameters = list(self.network.parameters())
-        matrices = [*self.network.weights, self.network.head]
+        matrices = self.network.matrices
         others = [p for p in self.parameters if not any(p is matrix for matrix in matrices)]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
@@ -171,7 +171,7 @@ def train(phase: str, trainer: Trainer, held_out: Samples | None, run: Run, foun
             }
             best = {"epoch": epoch + 1, "wmape": wmape, "loss": loss, "network": weights}
         if run.group.first:
-            number = done.get("epoch", 0) + epoch + 1
+            number = epoch + 1 + (run.config.epochs if done else 0)
             state = {"phase": phase, "epoch": epoch + 1, "best": best, "done": done, "trainer": trainer.state()}
             run.checkpoints.save(number, state)
             rate = trainer.steps * trainer.batch * run.group.world / seconds
@@ -207,7 +207,7 @@ def run_fit(shard: Shard, plan: Plan, fit: Fit, group: Group, journal: tracking.
     run = Run(fit, config, group, checkpoints, journal)
     last = day_number(fit.cutoff)
     search = found["done"] if found.get("phase") == "final" else search_phase(shard, last, run, found)
-    mask = known(shard, EVER, last, config.min_history)
+    mask = learned(shard, known(shard, EVER, last, config.min_history), group)
     if group.sum([mask.sum()])[0] == 0:
         raise UserError(f"no sales to learn from up to {fit.cutoff}; choose a later cutoff or a smaller min_history")
     scaler = fit_scaler(shard, mask, group)
@@ -219,14 +219,20 @@ def run_fit(shard: Shard, plan: Plan, fit: Fit, group: Group, journal: tracking.
 
 
 def search_phase(shard: Shard, last: int, run: Run, found: State) -> State:
-    """Number of epochs, held-out WMAPE and interval factors; without enough history for it: all epochs, factors 1."""
+    """Number of epochs, held-out WMAPE, calibration factors; without enough history for it: all epochs, factors 1."""
     limit = last - 7 * run.config.holdout_weeks
-    train_mask = known(shard, EVER, limit, run.config.min_history)
+    train_mask = learned(shard, known(shard, EVER, limit, run.config.min_history), run.group)
     test_mask = known(shard, limit, last, run.config.min_history)
     if min(run.group.sum([train_mask.sum(), test_mask.sum()])) == 0:
         if run.group.first:
             logger.warning("%s: too little history to hold %d weeks out", run.fit.name, run.config.holdout_weeks)
-        return {"epoch": run.config.epochs, "wmape": math.nan, "factors": [1.0, 1.0], "network": None, "scaler": None}
+        return {
+            "epoch": run.config.epochs,
+            "wmape": math.nan,
+            "factors": [1.0, 1.0, 1.0],
+            "network": None,
+            "scaler": None,
+        }
     scaler = fit_scaler(shard, train_mask, run.group)
     trainer = Trainer(
         select(shard, train_mask, scaler, run.group.device), scaler, run.config, run.config.epochs, run.group
@@ -235,20 +241,20 @@ def search_phase(shard: Shard, last: int, run: Run, found: State) -> State:
     best = train("search", trainer, held_out, run, found, {})
     network = trainer.average.network
     network.load_state_dict(best["network"])
-    factors = holdout.interval_factors(network, held_out, run.config.quantiles, run.group)
+    factors = holdout.calibration(network, held_out, run.config.quantiles, run.group)
     return best | {"factors": factors.tolist(), "scaler": scaler.to_dict()}
 
 
 def write(plan: Plan, fit: Fit, scaler: Scaler, final: State, search: State) -> None:
     """Save the bundle. Raises UserError when the disk cannot take it; an earlier bundle in its place survives."""
-    factors = (float(search["factors"][0]), float(search["factors"][1]))
+    center, lower, upper = map(float, search["factors"])
     meta = bundle.Metadata(
         config=plan.config,
         country=plan.country,
         cutoff=fit.cutoff,
         data_digest=plan.data_digest,
         fit_digest=plan.digest(fit),
-        factors=factors,
+        factors=(center, lower, upper),
         metrics={
             "epochs": search["epoch"],
             "train_loss": final["loss"],

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from salescast.dataset import (
     day_number,
     fit_scaler,
     known,
+    learned,
     load_shard,
     scan,
     select,
@@ -24,6 +26,7 @@ from salescast.dataset import (
 )  # fmt: skip
 from salescast.distributed import Group, choose
 from salescast.errors import UserError
+from salescast.frames import LEVEL, SEASONAL
 from salescast.retrieval import write_training_set
 from salescast.weeks import calendar
 
@@ -196,3 +199,13 @@ def test_a_set_that_is_not_there_or_not_sorted_is_refused(training_frame: pl.Dat
         load(pl.concat([training_frame.head(80), training_frame.head(10)]))
     with pytest.raises(UserError, match="a week of a series twice or not in order"):
         load(pl.concat([training_frame.head(10), training_frame.slice(9, 10)]))
+
+
+def test_only_seasonal_samples_are_learned_from_when_there_are_enough(training_set: Path) -> None:
+    shard = load_shard(training_set, CONFIG, calendar("US"), 0, 1)
+    mask = known(shard, -(10**6), 10**6, 0)
+    assert np.array_equal(learned(shard, mask, ALONE), mask), "no sample has a seasonal anchor"
+    for share, enough in ((0.1, False), (0.5, True)):
+        kinds = np.where(np.random.default_rng(0).random(mask.shape) < share, SEASONAL, LEVEL).astype(np.int8)
+        found = learned(replace(shard, fallback=kinds), mask, ALONE)
+        assert np.array_equal(found, mask & (kinds == SEASONAL) if enough else mask)

@@ -58,3 +58,22 @@ def test_factors_are_bounded_and_1_without_samples() -> None:
 def test_few_samples_widen_rather_than_narrow() -> None:
     """With 3 scores no finite factor holds 80 % for sure: ceil(4 * 0.8) = 4 > 3, so the bound is used."""
     assert holdout.interval_factors(Answers([-1, 0, 1]), Fixed(np.array([0.5, 0.6, 0.7])), LEVELS, ALONE)[1] == 1.6
+
+
+@pytest.mark.parametrize(("better", "expected"), [(1.0, 1.0), (0.55, 0.5), (0.8, 0.8), (-1.0, 0.5)])
+def test_the_network_is_trusted_as_far_as_it_was_right(better: float, expected: float) -> None:
+    """The labels lie at `better` times its median: nearer to the anchor when that is as good, at most half."""
+    samples = Fixed(np.full(20, better))
+    assert holdout.trust(Answers([0.5, 1.0, 1.5]), samples, ALONE) == expected
+
+
+def test_a_median_that_does_not_matter_is_halved() -> None:
+    random = np.random.default_rng(0)
+    noise = Fixed(random.normal(0, 1000, 4000))
+    assert holdout.trust(Answers([0.5, 1.0, 1.5]), noise, ALONE) == 0.5
+
+
+def test_calibration_of_a_network_that_is_half_right() -> None:
+    center, lower, upper = holdout.calibration(Answers([0, 1, 2]), Fixed(np.full(9, 0.5)), LEVELS, ALONE)
+    assert (center, lower) == (0.5, 0.8), "no error at all: the narrowest interval"
+    assert 0.8 <= upper <= 1.6

@@ -28,7 +28,7 @@ def scaler(names: int = 3, missing: Sequence[bool] = (False, True, False)) -> Sc
 
 def network(members: int = 2, dropout: float = 0.2) -> QuantileMLP:
     torch.manual_seed(0)
-    return QuantileMLP(scaler(), (16, 8), LEVELS, members=members, dropout=dropout)
+    return QuantileMLP(scaler(), (16, 8), LEVELS, members=members, dropout=dropout, linear=True)
 
 
 def randomized(members: int = 2) -> QuantileMLP:
@@ -53,7 +53,7 @@ def test_quantiles_never_cross_whatever_the_weights_and_inputs(seed: int, member
     numeric[torch.rand(50, 3) < 0.2] = torch.nan
     numeric[torch.rand(50, 3) < 0.1] = torch.inf
     quantiles = randomized(members)(numeric, codes)
-    assert quantiles.shape == (50, members, 5)
+    assert quantiles.shape == (50, 2 * members, 5)
     assert torch.isfinite(quantiles).all()
     assert (quantiles.diff(dim=2) >= 0).all()
 
@@ -61,12 +61,12 @@ def test_quantiles_never_cross_whatever_the_weights_and_inputs(seed: int, member
 def test_an_untrained_network_answers_the_anchor() -> None:
     quantiles = network().eval()(*samples(20))
     assert (quantiles[:, :, 2] == 0).all()
-    assert torch.allclose(quantiles.diff(dim=2), torch.full((20, 2, 4), 0.0486), atol=1e-4)
+    assert torch.allclose(quantiles.diff(dim=2), torch.full((20, 4, 4), 0.0486), atol=1e-4)
 
 
 def test_quantiles_are_the_median_and_cumulative_steps() -> None:
     net = network(members=1).eval()
-    net.bias.data[0, 0] = torch.tensor([0.3, -0.2, 5.0, 0.1, 1.0])
+    net.biases[0].data[0, 0] = torch.tensor([0.3, -0.2, 5.0, 0.1, 1.0])
     below, above = np.log1p(np.exp([0.3, -0.2])), np.log1p(np.exp([0.1, 1.0]))
     expected = [5 - below.sum(), 5 - below[1], 5, 5 + above[0], 5 + above.sum()]
     assert np.allclose(net(*samples(1))[0, 0].detach().numpy(), expected, atol=1e-5)
@@ -89,7 +89,7 @@ def test_members_are_networks_of_their_own() -> None:
     both = randomized(2)
     numeric, codes = samples(12)
     for member in range(2):
-        alone = QuantileMLP(scaler(), (16, 8), LEVELS, members=1, dropout=0.2).eval()
+        alone = QuantileMLP(scaler(), (16, 8), LEVELS, members=1, dropout=0.2, linear=True).eval()
         with torch.no_grad():
             alone.table.copy_(both.table.view(-1, 2, EMBEDDING)[:, member])
             for mine, theirs in zip(alone.weights, both.weights, strict=True):
@@ -98,9 +98,28 @@ def test_members_are_networks_of_their_own() -> None:
                 for name, value in theirs.state_dict().items():
                     if value.ndim:
                         mine.state_dict()[name].copy_(value.view(2, -1)[member])
-            alone.head.copy_(both.head[member : member + 1])
-            alone.bias.copy_(both.bias[member : member + 1])
-        assert torch.allclose(alone(numeric, codes)[:, 0], both(numeric, codes)[:, member], atol=1e-4)
+            for parts in ((alone.heads, both.heads), (alone.biases, both.biases)):
+                for mine, theirs in zip(*parts, strict=True):
+                    mine.copy_(theirs[member : member + 1])
+        assert torch.allclose(alone(numeric, codes), both(numeric, codes)[:, member::2], atol=1e-4)
+
+
+def test_the_linear_voice_is_linear_and_can_be_left_out() -> None:
+    """Standardized inputs and embeddings times one matrix; the other voices do not change without it."""
+    net = randomized(1)
+    numeric, codes = samples(12)
+    with torch.no_grad():
+        voices = net(numeric, codes)
+        x = ((numeric - net.mean) * net.scale).clamp(-5, 5)
+        indicated = numeric[:, net.indicated].isnan().float()
+        row = torch.cat([x, indicated, net.table[codes].flatten(1)], dim=1)
+        median = row @ net.heads[1][0, :, net.median] + net.biases[1][0, 0, net.median]
+        assert torch.allclose(voices[:, 1, net.median], median, atol=1e-4)
+        alone = QuantileMLP(scaler(), (16, 8), LEVELS, members=1, dropout=0.2, linear=False).eval()
+        missing, unexpected = alone.load_state_dict(net.state_dict(), strict=False)
+        assert missing == []
+        assert unexpected == ["heads.1", "biases.1"]
+        assert torch.equal(alone(numeric, codes), voices[:, :1])
 
 
 def test_unknown_categories_are_neutral_and_stay_so() -> None:
