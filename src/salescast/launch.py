@@ -65,11 +65,12 @@ def run(plan: str, processes: int) -> None:
     train(Plan.read(Path(plan)), Path(plan), processes)
 
 
-def train_job(plan: str, processes: int) -> None:
+def train_job(job):  # type: ignore[no-untyped-def]
     """What runs in a job. Its source is sent, so it imports what it needs itself."""
     from salescast.launch import run
 
-    run(plan, processes)
+    # The local backend hands the arguments over as one dictionary, the one for Kubernetes by name.
+    run(**job.get("job", job))
 
 
 def submit(client: "TrainerClient", plan: Path, nodes: int = 1, processes: int = 2) -> str:
@@ -92,7 +93,7 @@ def submit(client: "TrainerClient", plan: Path, nodes: int = 1, processes: int =
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     trainer = CustomTrainer(
         func=train_job,
-        func_args={"plan": str(plan.resolve()), "processes": processes},
+        func_args={"job": {"plan": str(plan.resolve()), "processes": processes}},
         num_nodes=None if local else nodes,
         env=environment,
     )
