@@ -1,0 +1,91 @@
+"""MLflow stopped in the middle of a training: a real server, real processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from salescast import bundle, tracking
+from salescast.plan import Plan, Tracking
+
+
+@contextmanager
+def mlflow(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *store],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        tracking.check(f"http://127.0.0.1:{port}", attempts=90)
+        yield server
+    finally:
+        stop(server)
+
+
+def stop(server: "subprocess.Popen[bytes]") -> None:
+    if server.poll() is None:
+        os.killpg(server.pid, 9)
+        server.wait()
+
+
+@pytest.mark.slow
+def test_mlflow_lost_in_the_middle_is_caught_up_later(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    plan = plan_of(tracking=Tracking(uri, "tests", "run", tmp_path / "journal", patience=10), patience=6)
+    folder = tracking.journal_folder(plan)
+    assert folder is not None
+    path = str(plan.write(tmp_path / "plan.json"))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
+
+    with mlflow(tmp_path, port) as server:
+        training = subprocess.Popen(
+            [sys.executable, "-m", "salescast.train", path],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        )  # fmt: skip
+        end = time.monotonic() + 120
+        while not (folder / tracking.SENT).exists():
+            assert time.monotonic() < end, "nothing arrived"
+            assert training.poll() is None, training.stdout and training.stdout.read()
+            time.sleep(0.05)
+            if (folder / tracking.EVENTS).exists() and "val_wmape" in (folder / tracking.EVENTS).read_text():
+                training.send_signal(signal.SIGSTOP)  # the sender needs longer to start than this training takes
+        stop(server)
+        training.send_signal(signal.SIGCONT)
+        text, _ = training.communicate(timeout=240)
+    assert training.returncode == tracking.UNSENT, text
+    assert "the journal is kept and sent later" in text
+    assert f"python -m salescast.tracking {folder}" in text
+    assert bundle.load(plan.fits[0].out), "the training itself is not touched"
+
+    late = [sys.executable, "-m", "salescast.tracking", str(folder)]
+    refused = subprocess.run(late, capture_output=True, text=True, env=environment, check=False)
+    assert refused.returncode == 1
+    assert "does not take the journal" in refused.stderr
+    with mlflow(tmp_path, port):
+        subprocess.run(late, check=True, env=environment)
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri)
+        run = client.get_run(str(tracking.run_id(plan)))
+        epochs = client.get_metric_history(run.info.run_id, "final/search/val_wmape")
+        assert [metric.step for metric in epochs] == list(range(1, 7))
+        assert run.info.status == "FINISHED"
+        files = {file.path for file in client.list_artifacts(run.info.run_id, "bundle")}
+        assert f"bundle/{bundle.FINAL}" in files
+    assert tracking.exit_code(plan) == 0

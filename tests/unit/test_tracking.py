@@ -1,0 +1,122 @@
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from salescast import tracking
+from salescast.errors import UserError
+from salescast.plan import Plan, Tracking
+
+PlanOf = Callable[..., Plan]
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Something that answers HTTP."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{found.server_port}"
+        found.shutdown()
+
+
+def test_a_server_that_answers_is_fine(server: str) -> None:
+    tracking.check(server)
+
+
+def test_a_server_that_does_not_answer_is_an_error_before_any_work(plan_of: PlanOf, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9 does not answer .*MLFLOW_TRACKING_URI=off"):
+        tracking.check("http://127.0.0.1:9", attempts=1)
+
+
+def test_a_file_store_needs_a_writable_folder(tmp_path: Path) -> None:
+    tracking.check(f"sqlite:///{tmp_path}/new/mlflow.db")
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(UserError, match="in a folder that cannot be written"):
+        tracking.check("sqlite:////proc/1/new/mlflow.db")
+
+
+def plan(plan_of: PlanOf, tmp_path: Path) -> Plan:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    return plan_of(tracking=Tracking(uri, "tests", "run", tmp_path / "journal", artifacts=str(tmp_path / "artifacts")))
+
+
+def test_switched_off_nothing_is_written(plan_of: PlanOf, tmp_path: Path) -> None:
+    off = plan_of()
+    with tracking.tracked(off) as journal:
+        assert journal is None
+    assert (tracking.run_id(off), tracking.exit_code(off)) == (None, 0)
+
+
+def test_everything_arrives_once(plan_of: PlanOf, tmp_path: Path) -> None:
+    """A real store: parameters, metrics by step, files; a second start goes on with the same run."""
+    from mlflow import MlflowClient
+
+    tracked = plan(plan_of, tmp_path)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.txt").write_text("content")
+    for start in range(2):
+        with tracking.tracked(tracked) as journal:
+            assert journal is not None
+            journal.metrics({"loss": 3.0 - start}, step=start)
+            journal.artifacts(tmp_path / "files", "bundle")
+        assert tracking.exit_code(tracked) == 0
+    assert tracked.tracking is not None
+    client = MlflowClient(tracking_uri=tracked.tracking.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    assert run.info.run_id == tracking.run_id(tracked)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["data_digest"] == "demo"
+    assert run.data.params["seed"] == "42"
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 3.0), (1, 2.0)]
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "bundle")] == ["bundle/a.txt"]
+
+    # The store is emptied: everything is sent to a new run.
+    client.delete_run(run.info.run_id)
+    (tmp_path / "mlflow.db").unlink()
+    folder = tracking.journal_folder(tracked)
+    assert folder is not None
+    (folder / tracking.TARGET).write_text(
+        (folder / tracking.TARGET).read_text().replace("mlflow.db", "new.db")
+    )  # a fresh file, as SQLAlchemy keeps the old one open in this process
+    tracking.send(folder)
+    fresh = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/new.db")
+    again = fresh.get_run(str(tracking.run_id(tracked)))
+    assert again.info.run_id != run.info.run_id
+    assert again.data.metrics == {"loss": 2.0}
+
+
+def test_half_a_line_of_a_killed_run_is_passed_over(tmp_path: Path) -> None:
+    journal = tracking.Journal(tmp_path)
+    journal.metrics({"loss": 1.0}, 1)
+    with (tmp_path / tracking.EVENTS).open("a") as file:
+        file.write('{"kind": "metr')
+    assert [event["kind"] for _, event in tracking._unsent(tmp_path)] == ["metrics"]
+    tracking.Journal(tmp_path).metrics({"loss": 2.0}, 2)
+    assert [event["step"] for _, event in tracking._unsent(tmp_path)] == [1, 2]
+
+
+def test_sending_goes_on_behind_what_was_sent(tmp_path: Path) -> None:
+    journal = tracking.Journal(tmp_path)
+    journal.metrics({"loss": 1.0}, 1)
+    journal.metrics({"loss": 2.0}, 2)
+    first, _ = tracking._unsent(tmp_path)
+    (tmp_path / tracking.SENT).write_text(json.dumps({"bytes": first[0]}))
+    assert [event["step"] for _, event in tracking._unsent(tmp_path)] == [2]
+
+
+def test_a_folder_without_a_journal_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tracking.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"error: no tracking journal in {tmp_path}\n"
