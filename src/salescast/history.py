@@ -140,10 +140,11 @@ def _denoise_group(values: Floats, rows: Ints, out: Denoised) -> None:
     for start in range(0, weeks + 1, BLOCK):
         bases = np.arange(start, min(start + BLOCK, weeks + 1))
         smooth = past[:, bases].copy()
-        late = bases[bases >= first]
-        if len(late):
-            known = np.isfinite(past[:, late])
-            smooth[:, late - start] = np.where(known, _reconstruct(np.nan_to_num(history), late), np.nan)
+        if bases[-1] >= first:
+            # Sums over weeks always begin at the block: their rounding, too, depends on nothing that comes later.
+            late = bases >= first
+            rebuilt = np.where(np.isfinite(smooth), _reconstruct(np.nan_to_num(history), bases), np.nan)
+            smooth[:, late] = rebuilt[:, late]
         gap = np.abs(actual[:, bases] - smooth)[:, :, TRACK:]
         out.error[rows[:, None], bases] = mean(gap)
         out.before[rows[:, None], bases] = smooth[:, :, :TRACK]

@@ -162,11 +162,12 @@ def _anchor(parts: _Parts) -> tuple[Array, NDArray[np.int8]]:
     profile. LEVEL: the mean of the last 13 weeks or what is known of the last 52, 0 for a series silent for a year.
     """
     windows = (ANCHOR_WINDOW, 26, 52)
-    level = np.nan_to_num(first_known(*(parts.level[weeks] for weeks in windows)))[:, None]
+    level = first_known(*(parts.level[weeks] for weeks in windows))[:, None]
     profiled = level * parts.profile[ANCHOR_WINDOW] * parts.lift
     pattern = parts.smooth * _damped(parts, ANCHOR_WINDOW) * parts.lift
     seasonal = SEASONAL_SHARE * pattern + (1 - SEASONAL_SHARE) * first_known(profiled, pattern)
-    anchor = first_known(seasonal, profiled, np.broadcast_to(level, pattern.shape) * parts.level_lift)
+    seasonal = np.where(np.isfinite(level), seasonal, np.nan)
+    anchor = first_known(seasonal, profiled, np.nan_to_num(level) * parts.level_lift)
     kind = np.where(np.isfinite(seasonal), SEASONAL, np.where(np.isfinite(profiled), PROFILE, LEVEL))
     return anchor, kind.astype(np.int8)
 

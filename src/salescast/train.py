@@ -149,7 +149,7 @@ class Run:
 
 
 def train(phase: str, trainer: Trainer, held_out: Samples | None, run: Run, found: State, done: State) -> State:
-    """Train until the epochs are over or `patience` epochs brought nothing; returns the best epoch's state.
+    """Train until the epochs are over or `patience` epochs brought nothing (0 = all epochs, the last one counts).
 
     `found`: the checkpoint to go on from ({} = none); `done`: what earlier phases left, kept in every checkpoint.
     The state: `epoch` (how many it took), `wmape` on the held-out weeks (NaN without them), `network`.
@@ -158,14 +158,14 @@ def train(phase: str, trainer: Trainer, held_out: Samples | None, run: Run, foun
     if found:
         trainer.load(found["trainer"])
     for epoch in range(found.get("epoch", 0), trainer.epochs):
-        if best and held_out and epoch - best["epoch"] >= run.config.patience:
+        if best and held_out and run.config.patience and epoch - best["epoch"] >= run.config.patience:
             break
         run.group.check_parent()
         start = time.perf_counter()
         loss = trainer.epoch(epoch)
         seconds = time.perf_counter() - start
         wmape = holdout.wmape(trainer.average.network, held_out, run.group) if held_out else math.nan
-        if not best or not wmape >= best["wmape"]:
+        if not best or not run.config.patience or not wmape >= best["wmape"]:
             weights = {
                 name: value.detach().cpu().clone() for name, value in trainer.average.network.state_dict().items()
             }
@@ -272,9 +272,13 @@ def write(plan: Plan, fit: Fit, scaler: Scaler, final: State, search: State) -> 
     logger.info("%s: bundle %.12s in %s", fit.name, digest, fit.out)
 
 
-def run_plan(plan: Plan) -> int:
-    """Train every fit of the plan; returns the exit code: 0, or tracking.UNSENT when MLflow did not get everything."""
-    with connect(plan.config.device) as group:
+def run_plan(plan: Plan | None) -> int:
+    """Train every fit of rank 0's plan (other ranks may come without, and wait until rank 0 has one).
+
+    Returns the exit code: 0, or on rank 0 tracking.UNSENT when MLflow did not get everything.
+    """
+    with connect(plan.config.device if plan else "auto") as group:
+        plan = group.from_first(plan)
         level = logging.INFO if group.first else logging.WARNING
         logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
         with tracking.tracked(plan) if group.first else nullcontext() as journal:

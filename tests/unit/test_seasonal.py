@@ -1,6 +1,8 @@
-"""Seasonal primitives against slow loops over one series at a time, and what they must not know."""
+"""Seasonal primitives and the inputs made of them against slow loops, and what they must not know."""
 
+import math
 from datetime import date, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -8,10 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from salescast import inputs, weeks
 from salescast.errors import UserError
-from salescast.schema import KEYS, RAW_SALES, SEASONAL_FEATURES, TIMESTAMP, WINDOWS
+from salescast.frames import LEVEL, PROFILE, SEASONAL
+from salescast.schema import (
+    INFERENCE_SERVICE_SEASONAL,
+    KEYS,
+    RAW_SALES,
+    SEASONAL_FEATURES,
+    TIMESTAMP,
+    TRAINING_SERVICE_SEASONAL,
+    WINDOWS,
+)
 from salescast.seasonal import seasonal_features
+from salescast.seasonal_inputs import date_shift
 
+CALENDAR = weeks.calendar("US")
+H = 5
 FIRST = date(2010, 2, 5)
 History = dict[tuple[int, int], list[float | None]]
 
@@ -126,11 +141,11 @@ def same(found: object, wanted: object) -> bool:
 def test_every_cell_equals_its_definition(seed: int, horizon: int) -> None:
     history = some_history(seed)
     rows = table(history, horizon=horizon)
-    weeks = 75
+    length = 75
     for (store, dept), values in history.items():
         begin = next((week for week, x in enumerate(values) if x is not None), None)
         present = [b for (s, d, b) in rows if (s, d) == (store, dept)]
-        assert present == ([] if begin is None else list(range(begin, weeks + 1)))
+        assert present == ([] if begin is None else list(range(begin, length + 1)))
         for b in present[seed % 7 :: 7]:
             for name, wanted in expected(history, store, dept, b, horizon).items():
                 found = rows[store, dept, b][name]
@@ -191,7 +206,7 @@ def test_gaps_are_filled_with_level_times_the_week_of_the_department() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 75), st.booleans())
+@given(st.integers(0, 2**32 - 1), st.integers(1, 74), st.booleans())
 def test_nothing_leaks(seed: int, week: int, many: bool) -> None:
     """Changing any sales at week t or later changes no cell of any row up to and including t."""
     history = some_history(seed, stores=12 if many else 3, depts=1 if many else 2)
@@ -233,9 +248,188 @@ def test_constant_series_has_no_deviation() -> None:
     assert row["denoise_error"] == 0.0
 
 
-def test_errors() -> None:
+def test_seasonal_errors() -> None:
     sales = sales_of({(1, 1): [1.0, 2.0]})
     with pytest.raises(UserError, match="horizon must be 1 to 52 weeks, got 53"):
         seasonal_features(sales, horizon=53)
     with pytest.raises(UserError, match="no sales to make features of"):
         seasonal_features(sales.clear())
+
+
+def with_store(features: pl.DataFrame) -> pl.DataFrame:
+    return features.with_columns(
+        store_type=pl.lit("A"), store_size=pl.lit(1000, pl.Int64), region=pl.lit(None, pl.String)
+    )
+
+
+def built(frame: pl.DataFrame, horizon: int = H) -> inputs.Inputs:
+    return inputs.build(frame, TRAINING_SERVICE_SEASONAL, horizon, CALENDAR)
+
+
+def bounded(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
+
+
+def growth(row: dict[str, Any], weeks_back: int, prefix: str = "") -> float:
+    place = WINDOWS.index(weeks_back)
+    now, ago = row[f"{prefix}growth_now"][place], row[f"{prefix}growth_ago"][place]
+    if now is None or ago is None or now <= 0 or ago <= 0:
+        return 1.0
+    return bounded(now / ago, 0.3, 3.0)
+
+
+def relative(value: float | None, anchor_value: float, unit: float) -> float:
+    return math.nan if value is None else bounded((value - anchor_value) / unit, -3, 3)
+
+
+def on_dates(values: list[float | None], h: int, shift: float) -> float | None:
+    """Last year's values of week t-53 (place h) and t-52 (place h + 1), by the days that belong to the target."""
+    before, same = values[h], values[h + 1]
+    if same is None:
+        return None
+    return same if before is None else (1 - shift) * same + shift * before
+
+
+def profile(row: dict[str, Any], h: int, shift: float, weeks_back: int) -> float | None:
+    for group in ("dept", "store"):
+        year = on_dates(row[f"{group}_last_year"], h, shift)
+        before = row[f"{group}_before"][WINDOWS.index(weeks_back)]
+        if year is not None and before is not None and before > 0:
+            return bounded(year / before, 0.0, 20.0)
+    return None
+
+
+def anchor(row: dict[str, Any], h: int, shift: float) -> tuple[float, int]:
+    """The definition in docs/LOG.md."""
+    levels = [row["level"][WINDOWS.index(k)] for k in (13, 26, 52)]
+    level = next((x for x in levels if x is not None), None)
+    if level is None:
+        return 0.0, LEVEL
+    smooth, pro = on_dates(row["denoised_last_year"], h, shift), profile(row, h, shift, 13)
+    if smooth is not None:
+        pattern = smooth * (1 + 0.8 * (growth(row, 13) - 1))
+        return 0.6 * pattern + 0.4 * (pattern if pro is None else level * pro), SEASONAL
+    if pro is not None:
+        return level * pro, PROFILE
+    return level, LEVEL
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_anchor_unit_and_candidates(seed: int) -> None:
+    frame = with_store(seasonal_features(sales_of(some_history(seed, weeks=80)), horizon=H))
+    found = built(frame)
+    step = {name: found.step[:, :, i] for i, name in enumerate(found.step_names)}
+    base = {name: found.base[:, i] for i, name in enumerate(found.base_names)}
+    for i in range(seed % 5, frame.height, 5):
+        row = frame.row(i, named=True)
+        scale = max(row["scale"] or 0.0, 1e-4 * (row["market_level"] or 0.0)) or 1.0
+        assert base["growth:own_13"][i] == pytest.approx(math.log(growth(row, 13)), abs=1e-4)
+        assert base["pooled:dept_growth_8"][i] == pytest.approx(math.log(growth(row, 8, "dept_")), abs=1e-4)
+        for h in range(H):
+            week = row[TIMESTAMP].date() + timedelta(weeks=h)
+            shift = float(date_shift(np.array([week], "datetime64[D]"), CALENDAR)[0])
+            expected, kind = anchor(row, h, shift)
+            unit = (abs(expected) + scale) / 2
+            assert found.fallback[i, h] == kind
+            assert found.anchor[i, h] == pytest.approx(expected, rel=1e-4, abs=1e-3)
+            assert found.unit[i, h] == pytest.approx(unit, rel=1e-4)
+            year = on_dates(row["last_year"], h, shift)
+            pro = profile(row, h, shift, 8)
+            level = row["level"][WINDOWS.index(8)]
+            for name, value in (
+                ("last_year:same_dates", year),
+                ("last_year:grown", None if year is None else year * (1 + 0.8 * (growth(row, 13) - 1))),
+                ("level:lag_2", row["recent"][1]),
+                ("level:mean_8", level),
+                ("pooled:level_profile_8", None if pro is None or level is None else level * pro),
+            ):
+                assert step[name][i, h] == pytest.approx(
+                    relative(value, expected, unit), rel=1e-3, abs=2e-3, nan_ok=True
+                ), name
+
+
+def test_inputs_are_finite_or_missing_and_the_same_for_any_currency() -> None:
+    history = some_history(4, weeks=80)
+    larger = {key: [None if x is None else 1000 * x for x in values] for key, values in history.items()}
+    one, thousand = (built(with_store(seasonal_features(sales_of(h), horizon=H))) for h in (history, larger))
+    for name in ("base", "step"):
+        values = getattr(one, name)
+        assert not np.isinf(values).any()
+        np.testing.assert_allclose(getattr(thousand, name), values, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(thousand.anchor, 1000 * one.anchor, rtol=1e-4, atol=1e-2)
+    before_all_sales = one.unit == 0.5  # the first week of all has no scale to go by
+    assert before_all_sales.mean() < 0.02
+    np.testing.assert_allclose(thousand.unit, np.where(before_all_sales, 0.5, 1000 * one.unit), rtol=1e-4)
+    assert np.isfinite(one.anchor).all()
+    assert (one.unit > 0).all()
+
+
+def test_rows_do_not_depend_on_each_other_and_both_services_agree() -> None:
+    frame = with_store(seasonal_features(sales_of(some_history(9, weeks=80)), horizon=H))
+    whole = built(frame)
+    part = inputs.build(frame[30:33], INFERENCE_SERVICE_SEASONAL, H, CALENDAR)
+    np.testing.assert_array_equal(part.step, whole.step[30:33])
+    np.testing.assert_array_equal(part.base, whole.base[30:33])
+    shorter = built(frame, 2)
+    keep = [whole.step_names.index(name) for name in shorter.step_names]
+    np.testing.assert_array_equal(shorter.step, whole.step[:, :2, keep])
+
+
+def test_silent_for_a_year_is_a_forecast_of_nothing() -> None:
+    history = {(1, 1): [10.0] * 5 + [None] * 70, (2, 1): [5.0] * 75}
+    frame = with_store(seasonal_features(sales_of(history), horizon=H)).filter(pl.col("store_id") == 1).tail(1)
+    found = built(frame)
+    assert (found.anchor == 0).all()
+    assert (found.unit > 0).all()
+
+
+def test_a_new_store_uses_its_department() -> None:
+    """No last year of its own: the mean of its weeks times the season of the other stores."""
+    season = [100.0 if week % 52 != 30 else 300.0 for week in range(110)]
+    history = {(store, 1): list(season) for store in range(1, 4)} | {(9, 1): [None] * 70 + [50.0] * 10}
+    cut = {key: values[:80] for key, values in history.items()}
+    frame = with_store(seasonal_features(sales_of(cut), horizon=H)).filter(pl.col("store_id") == 9).tail(1)
+    found = built(frame)  # weeks 80..84; week 82 is the peak of the year before
+    assert found.fallback.tolist() == [[PROFILE] * H]
+    base = date(2010, 2, 5) + timedelta(weeks=80)
+    shift = date_shift(np.array([base + timedelta(weeks=h) for h in range(H)], "datetime64[D]"), CALENDAR)
+    expected = [50.0, 50.0, 150 - 100 * shift[2], 50 + 100 * shift[3], 50.0]
+    np.testing.assert_allclose(found.anchor[0], expected, rtol=1e-4)
+
+
+def test_without_a_year_of_history_the_level_is_used() -> None:
+    frame = with_store(seasonal_features(sales_of({(1, 0): [10.0, 20.0, 30.0]}), horizon=H)).tail(1)
+    found = built(frame)
+    assert found.fallback.tolist() == [[LEVEL] * H]
+    assert found.anchor.tolist() == [[20.0] * H]
+
+
+def test_lists_too_short_for_the_horizon() -> None:
+    frame = with_store(seasonal_features(sales_of({(1, 0): [10.0, 20.0, 30.0]}), horizon=2))
+    with pytest.raises(UserError, match="build the features for a longer horizon"):
+        built(frame, 4)
+
+
+def shift_of(day: date) -> float:
+    return float(date_shift(np.array([day], "datetime64[D]"), CALENDAR)[0])
+
+
+@given(st.dates(date(2000, 1, 1), date(2050, 1, 1)))
+def test_date_shift_is_the_days_a_year_is_longer_than_52_weeks(day: date) -> None:
+    """Where it is not 0: as many days as the same date a year ago lies before the day 364 days ago."""
+    found = shift_of(day)
+    try:
+        year_ago = day.replace(year=day.year - 1)
+    except ValueError:  # 29 February
+        year_ago = date(day.year - 1, 3, 1)
+    assert found in (0.0, pytest.approx(((day - timedelta(364)) - year_ago).days / 7))
+
+
+def test_weeks_of_holidays_bound_to_a_weekday_are_not_shifted() -> None:
+    assert shift_of(date(2011, 11, 25)) == 0.0  # Thanksgiving, as on 2010-11-25
+    assert shift_of(date(2011, 12, 2)) == 0.0  # the week after it must not see it
+    assert shift_of(date(2011, 12, 9)) == pytest.approx(1 / 7)
+    assert shift_of(date(2011, 12, 30)) == pytest.approx(1 / 7)  # Christmas goes by the date
+    assert shift_of(date(2012, 5, 4)) == pytest.approx(2 / 7)  # 29 February lies between
+    assert shift_of(date(2012, 9, 7)) == 0.0  # Labor Day
