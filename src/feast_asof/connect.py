@@ -62,7 +62,15 @@ def connect(address: str | None) -> None:
     try:
         ray.init(address=address, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise AsofError(f"cannot use the Ray cluster at {address or 'this machine'}: {hint(str(error))}") from error
+        raise AsofError(f"cannot use the Ray cluster at {address or 'this machine'}: {hint(reason(error))}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The last line of the first message in the chain; Ray raises some of its errors empty."""
+    link: BaseException | None = error
+    while link is not None and not str(link).strip():
+        link = link.__cause__ or link.__context__
+    return str(link).strip().splitlines()[-1] if link is not None else type(error).__name__
 
 
 def hint(message: str) -> str:
@@ -72,4 +80,4 @@ def hint(message: str) -> str:
         return f"{message}: driver and cluster need the same Ray and the same Python minor version"
     if "token" in text or "authenticat" in text or "unauthorized" in text:
         return f"{message}: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
-    return f"{message}: check address, RAY_AUTH_MODE and the token, RAY_USE_TLS and the certificates"
+    return f"{message}: check the address, RAY_AUTH_MODE and RAY_AUTH_TOKEN, RAY_USE_TLS and its certificates"

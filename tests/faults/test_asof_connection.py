@@ -1,0 +1,147 @@
+"""Connecting to real Ray heads: token, mTLS, and what goes wrong with either."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+from ray.util import get_node_ip_address
+
+from feast_asof.connect import hint
+from feast_asof.errors import AsofError
+
+DRIVER = """
+import sys
+import ray
+from feast_asof.connect import connect
+from feast_asof.errors import AsofError
+ray.__version__ = sys.argv[2] if len(sys.argv) > 2 else ray.__version__
+try:
+    connect(sys.argv[1])
+    print("answer", ray.get(ray.remote(lambda: 42).remote(), timeout=60))
+except AsofError as error:
+    print("refused", error)
+"""
+HOST = get_node_ip_address()  # Ray binds and announces this one, also where localhost is asked for
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def head(env: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """A Ray head of its own; its GCS and its client address."""
+    gcs, client = free_port(), free_port()
+    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--include-dashboard=false"]
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ports = [f"--port={gcs}", f"--ray-client-server-port={client}"]
+        args = [*command, *ports, "--num-cpus=1", "--object-store-memory=100000000", f"--temp-dir={folder}"]
+        process = subprocess.Popen(
+            args, env=CLEAN | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            for port in (gcs, client):
+                wait_for(port)
+            yield f"{HOST}:{gcs}", f"ray://{HOST}:{client}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for(port: int) -> None:
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        try:
+            socket.create_connection((HOST, port), timeout=1).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise TimeoutError(f"no Ray head on port {port}")
+
+
+def drive(address: str, env: dict[str, str], *more: str) -> str:
+    """What a driver process with this environment says."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, address, *more],
+        env=CLEAN | env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return (
+        (done.stdout.strip().splitlines() or [done.stderr[-2000:]])[-1] if "refused" not in done.stdout else done.stdout
+    )
+
+
+@pytest.mark.slow
+def test_token() -> None:
+    right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32}
+    with head(right) as (gcs, client):
+        assert drive(gcs, right) == "answer 42"
+        assert drive(client, right) == "answer 42"
+        for address in (gcs, client):
+            said = drive(address, right | {"RAY_AUTH_TOKEN": "b" * 32})
+            assert said.startswith(f"refused cannot use the Ray cluster at {address}")
+            assert "RAY_AUTH_TOKEN" in said
+
+
+@pytest.mark.slow
+def test_mtls(tmp_path: Path) -> None:
+    ca = trustme.CA()
+    own = ca.issue_cert(HOST, "127.0.0.1", "localhost")
+    names = {"RAY_TLS_SERVER_CERT": "cert.pem", "RAY_TLS_SERVER_KEY": "key.pem", "RAY_TLS_CA_CERT": "ca.pem"}
+    paths = {name: str(tmp_path / file) for name, file in names.items()}
+    own.cert_chain_pems[0].write_to_path(paths["RAY_TLS_SERVER_CERT"])
+    own.private_key_pem.write_to_path(paths["RAY_TLS_SERVER_KEY"])
+    ca.cert_pem.write_to_path(paths["RAY_TLS_CA_CERT"])
+    tls = {"RAY_USE_TLS": "1"} | paths
+    with head(tls) as (gcs, client):
+        assert drive(gcs, tls) == "answer 42"
+        assert drive(client, tls) == "answer 42"
+        assert drive(client, {}).startswith(f"refused cannot use the Ray cluster at {client}")
+        missing = drive(gcs, tls | {"RAY_TLS_CA_CERT": "/no/ca.pem"})
+        assert missing.startswith("refused RAY_TLS_CA_CERT=/no/ca.pem: no such file")
+
+
+def test_other_ray_version() -> None:
+    with head({}) as (gcs, _):
+        said = drive(gcs, {}, "2.40.0")
+        assert "2.40.0" in said
+        assert "driver and cluster need the same Ray and the same Python minor version" in said
+
+
+def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = drive(f"ray://127.0.0.1:{free_port()}", {})
+    assert said.startswith("refused no Ray head answers at ray://127.0.0.1:")
+    assert drive("ray://somewhere", {}).startswith("refused ray_address 'ray://somewhere': give host:port")
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"RAY_USE_TLS": "1"}, "RAY_USE_TLS is set but RAY_TLS_SERVER_CERT is not"),
+        ({"RAY_AUTH_MODE": "token", "HOME": "/nowhere"}, "RAY_AUTH_MODE=token but there is no token"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/no/token"}, "RAY_AUTH_TOKEN_PATH=/no/token: no such file"),
+    ],
+)
+def test_incomplete_environment(env: dict[str, str], message: str) -> None:
+    assert drive("127.0.0.1:1", env).startswith(f"refused {message}")
+
+
+def test_every_hint_says_what_to_do() -> None:
+    assert "check the address" in hint("something else")
+    assert issubclass(AsofError, ValueError)
