@@ -24,7 +24,9 @@ def locked(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another salescast command is at work in {root}; wait for it or choose another --workdir") from None
+            raise UserError(
+                f"another salescast command is at work in {root}; wait for it or choose another --workdir"
+            ) from None
         yield
     finally:
         os.close(handle)
