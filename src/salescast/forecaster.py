@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Final
 
 import numpy as np
@@ -35,13 +36,15 @@ logger = logging.getLogger(__name__)
 THREADS: Final = 2  # batches under way at once
 BATCH: Final = 1024  # series read together, unless one request has more
 DAY: Final = 86_400.0  # seconds
+# What files raise that are not what they should be.
+BROKEN: Final = (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, UnpicklingError)
 BUCKETS: Final = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0, 5.0)
 
 READ_SECONDS = Histogram("salescast_feature_read_seconds", "Online read of one batch of requests", buckets=BUCKETS)
 MODEL_SECONDS = Histogram("salescast_model_seconds", "Forecast of one batch of requests", buckets=BUCKETS)
 INSTANCES = Counter("salescast_instances", "Series forecast")
 FORECASTS = Counter("salescast_forecasts", "Weeks forecast, by the version of the model", ["model_version"])
-FEATURE_AGE = Gauge("salescast_feature_age_days", "Age of the oldest row last used", multiprocess_mode="max")
+FEATURE_AGE = Gauge("salescast_feature_age_days", "Age of the oldest row last used", multiprocess_mode="mostrecent")
 RELOADS = Counter("salescast_bundle_reloads", "New bundles found in the model folder", ["outcome"])
 
 
@@ -88,7 +91,7 @@ def open_served(folder: Path, project: str, database: Database, settings: Settin
             schema.TIMESTAMP: [datetime.now(UTC)]
         }
         model.predict(pl.DataFrame(row, schema=columns))
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except BROKEN as error:
         raise UserError(f"bundle {folder} cannot be used: {type(error).__name__}: {error}; train again") from error
     reader = OnlineReader(database, project, views)
     return Served(model, reader, Limits(model.horizon, model.levels, settings.max_instances))

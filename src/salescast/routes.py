@@ -26,6 +26,7 @@ from kserve.protocol.rest.v2_endpoints import V2Endpoints
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, multiprocess, values
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
 
 from salescast.forecaster import UnavailableError
 from salescast.protocol import INT32, RequestError, TooLargeError
@@ -227,6 +228,11 @@ def handle_errors(app: FastAPI) -> None:
     ):
         app.add_exception_handler(kind, _answer_with(status))
     app.add_exception_handler(ModelNotFound, _answer_with(404))
+    app.add_exception_handler(ClientDisconnect, _nobody_listens)
+
+
+async def _nobody_listens(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)  # what proxies log of a client that hung up
 
 
 def _answer_with(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:

@@ -1,12 +1,23 @@
-"""`salescast serve`: checks that cost nothing, then the server with what it imports."""
+"""`salescast serve`: checks that cost nothing, then one server, or several processes of it that share their ports."""
 
+import logging
 import os
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
+from types import FrameType
+from typing import Final
 
 from salescast.config import Workdir, settings
 from salescast.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+EARLY: Final = 30.0  # seconds; a process that ends earlier has not served and would not if started again
 
 
 def main(workdir: Workdir, model_dir: Path | None, http_port: int, grpc_port: int, workers: int | None = None) -> None:
@@ -20,12 +31,13 @@ def main(workdir: Workdir, model_dir: Path | None, http_port: int, grpc_port: in
     for name, port in (("HTTP", http_port), ("gRPC", grpc_port)):
         _check_free(name, port)
     count = workers or settings().serve_workers
-    with tempfile.TemporaryDirectory(prefix="salescast-metrics-") as metrics:
-        if count > 1:  # prometheus_client looks at this once, when it is imported
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
-        from salescast import server
+    if count > 1:
+        # KServe's own workers are killed when they take more than 5 s to import, and leave gRPC to one process.
+        _supervise([str(folder), str(workdir.feature_repo), str(http_port), str(grpc_port)], count)
+        return
+    from salescast import server
 
-        server.run(folder, workdir.feature_repo, http_port, grpc_port, count)
+    server.run(folder, workdir.feature_repo, http_port, grpc_port)
 
 
 def _check_free(name: str, port: int) -> None:
@@ -35,3 +47,62 @@ def _check_free(name: str, port: int) -> None:
             probe.bind(("0.0.0.0", port))
         except OSError as error:
             raise UserError(f"{name} port {port} cannot be used: {error.strerror}; choose another one") from None
+
+
+def _supervise(arguments: list[str], count: int) -> None:
+    """Keep `count` server processes running; a stop is passed on to them, and waits until they have finished.
+
+    Raises UserError when one of them ends before it has served.
+    """
+    stopping: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="salescast-metrics-") as metrics:
+        # prometheus_client looks at the variable once, when a process imports it.
+        environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": metrics}
+
+        def start() -> tuple[subprocess.Popen[bytes], float]:
+            command = [sys.executable, "-m", "salescast.serve", *arguments]
+            return subprocess.Popen(command, env=environment, start_new_session=True), time.monotonic()
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            stopping.append(1)
+
+        def look_for_a_bundle(_number: int, _frame: FrameType | None) -> None:
+            for process, _ in running:
+                process.send_signal(signal.SIGHUP)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        running = [start() for _ in range(count)]
+        signal.signal(signal.SIGHUP, look_for_a_bundle)
+        failed = None
+        while not stopping and failed is None:
+            time.sleep(0.1)
+            for place, (process, since) in enumerate(running):
+                code = process.poll()
+                if code is not None and time.monotonic() - since < EARLY:
+                    failed = code
+                elif code is not None and not stopping:
+                    logger.error("server process %d ended with code %d; another one takes its place", process.pid, code)
+                    running[place] = start()
+        for process, _ in running:
+            process.terminate()
+        for process, _ in running:
+            process.wait()
+    if failed is not None:
+        raise UserError(f"a server process ended at once with code {failed}; its reason stands above")
+
+
+def _worker(arguments: list[str]) -> int:
+    from salescast import server
+
+    folder, repo, http_port, grpc_port = arguments
+    try:
+        server.run(Path(folder), Path(repo), int(http_port), int(grpc_port), shared=True)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_worker(sys.argv[1:]))

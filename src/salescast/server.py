@@ -6,6 +6,7 @@ the model, read bodies of any size and answer 500 to some malformed requests.
 
 import logging
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import kserve.model_server
-import kserve.protocol.rest.multiprocess.server
 from kserve import InferRequest, InferResponse, Model, ModelServer
 from kserve.errors import InvalidInput
 from kserve.model_repository import ModelRepository
@@ -35,15 +35,10 @@ class ForecastModel(Model):  # type: ignore[misc]  # KServe is untyped
     def __init__(self, folder: Path, repo: Path) -> None:
         """Raises UserError when there is no usable bundle or feature repo."""
         super().__init__(MODEL_NAME)
-        self.folder, self.repo = folder, repo
         self.forecaster = Forecaster(folder, repo, settings())
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGHUP, lambda *_: self.forecaster.refresh())
         self.ready = True
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A worker process is told the folders and loads the model itself."""
-        return type(self), (self.folder, self.repo)
 
     def validate(self, payload: Any) -> Any:
         return payload  # done while parsing
@@ -104,7 +99,9 @@ class Plane(DataPlane):  # type: ignore[misc]
 
 
 class RestServer(RESTServer):  # type: ignore[misc]
-    """uvicorn with our routes in KServe's application."""
+    """uvicorn with our routes in KServe's application, on a port that other processes may share."""
+
+    shared = False
 
     def _register_endpoints(self, app: Any) -> None:
         routes.register(app, self.dataplane, settings().max_body_bytes)
@@ -113,31 +110,41 @@ class RestServer(RESTServer):  # type: ignore[misc]
         super()._add_exception_handlers(app)
         routes.handle_errors(app)
 
+    async def start(self) -> None:
+        self.create_application()
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self.shared:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind((self.config.host, self.config.port))
+            await self._server.serve(sockets=[listener])
+
 
 class Server(ModelServer):  # type: ignore[misc]
     """KServe's server with our REST server in it, which keeps the model until the last request is answered."""
 
-    def __init__(self, http_port: int, grpc_port: int, workers: int) -> None:
+    def __init__(self, http_port: int, grpc_port: int, shared: bool) -> None:
         super().__init__(
             http_port=http_port,
             grpc_port=grpc_port,
-            workers=workers,
             enable_latency_logging=False,
             grace_period=settings().shutdown_seconds,
         )
         self.dataplane = Plane(model_registry=self.registered_models)
-        # KServe has no parameter for it.
-        kserve.model_server.RESTServer = RestServer
-        kserve.protocol.rest.multiprocess.server.RESTServer = RestServer
+        RestServer.shared = shared
+        kserve.model_server.RESTServer = RestServer  # KServe has no parameter for it
 
     def stop(self, sig: int) -> None:
         self.registered_models = ModelRepository()  # what KServe would unload at once
         super().stop(sig)
 
 
-def run(folder: Path, repo: Path, http_port: int, grpc_port: int, workers: int) -> None:
-    """Serve until SIGTERM or SIGINT. Raises UserError when there is nothing to serve."""
+def run(folder: Path, repo: Path, http_port: int, grpc_port: int, shared: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT; `shared`: with other processes on the same ports.
+
+    Raises UserError when there is nothing to serve.
+    """
     for name in ("kserve", "uvicorn.access"):  # a line for each request; the metrics count them
         logging.getLogger(name).setLevel(logging.WARNING)
-    server = Server(http_port, grpc_port, workers)
+    server = Server(http_port, grpc_port, shared)
     server.start([ForecastModel(folder, repo)])

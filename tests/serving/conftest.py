@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -26,7 +27,7 @@ INFER = "/v2/models/sales-forecast/infer"
 
 @dataclass(frozen=True)
 class World:
-    """A workdir of 500 series, and a second bundle of another seed."""
+    """A workdir of 500 series, and a second bundle of a week earlier."""
 
     root: Path
     other_bundle: Path
@@ -49,16 +50,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     training = retrieval.retrieve(work, config.feature_service)
     last = data.Dataset.read(work.data).last_week
     other = tmp_path_factory.mktemp("other") / "bundle"
-    for seed, out in ((1, work.models), (2, other)):
-        plan = Plan(
-            training=training,
-            data_digest=training.name,
-            country="US",
-            config=replace(config, seed=seed),
-            fits=(Fit("final", last, out),),
-            checkpoints=root / "fits",
-        )
-        assert train.run_plan(plan) == 0
+    plan = Plan(
+        training=training,
+        data_digest=training.name,
+        country="US",
+        config=config,
+        fits=(Fit("earlier", last - timedelta(weeks=1), other), Fit("final", last, work.models)),
+        checkpoints=root / "fits",
+    )
+    assert train.run_plan(plan) == 0
     return World(root, other)
 
 
