@@ -26,8 +26,8 @@ from salescast.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# How long a rank waits for the others in a collective; reading and preparing a shard of 10M rows takes about a minute.
-DEADLINE = timedelta(minutes=10)
+# How long a rank waits for the others: in a collective, and for rank 0 to retrieve the training set before the start.
+DEADLINE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def connect(want: str = "auto") -> Iterator[Group]:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=DEADLINE)
     except dist.DistError as error:
         raise UserError(
-            f"rank {rank} of {world} did not reach the others: {error}; check network and firewall"
+            f"rank {rank} of {world} did not reach the others in {DEADLINE}: {error}; look at the log of rank 0"
         ) from error
     try:
         if not all(Group(rank, world, place).gather(place.backend == "nccl")):

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +20,28 @@ def train(plan: Plan, path: Path, processes: int, restarts: int = 1) -> None:
     """Write the plan to `path` and train it with `processes` processes on this machine, as torchrun would.
 
     A process that dies takes the others with it; all are started again, `restarts` times, from the last checkpoint.
+    Where torchrun started this process already, it trains as rank 0, and `processes` and `restarts` are torchrun's.
     Raises UserError with the reason of the first process that failed, and before any work if MLflow cannot be reached.
     """
+    if plan.tracking:
+        tracking.check(plan.tracking.uri)
+    plan.write(path)
+    if "RANK" in os.environ:
+        from salescast.train import run_plan
+
+        code = run_plan(plan)
+    else:
+        code = _elastic(path, processes, restarts)
+    if code == tracking.UNSENT:
+        raise UserError(tracking.unsent_message(plan))
+
+
+def _elastic(path: Path, processes: int, restarts: int) -> int:
+    """torchrun in this process: it has imported torch already. Returns the exit code 0 or tracking.UNSENT."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    if plan.tracking:
-        tracking.check(plan.tracking.uri)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -36,19 +51,21 @@ def train(plan: Plan, path: Path, processes: int, restarts: int = 1) -> None:
         run_id=uuid.uuid4().hex,
         max_restarts=restarts,
     )
+    main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        elastic_launch(config, sys.executable)("-m", "salescast.train", str(plan.write(path)))
+        elastic_launch(config, sys.executable)("-m", "salescast.train", str(path))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         if failure.exitcode == tracking.UNSENT:
-            raise UserError(tracking.unsent_message(plan)) from None
+            return tracking.UNSENT
         raise UserError(f"training failed: {_reason(failure.message)}") from None
     except SignalException:
         raise KeyboardInterrupt from None
     finally:
-        for number, handler in handlers.items():
+        for number, handler in handlers.items() if main else ():
             signal.signal(number, handler)
+    return 0
 
 
 def _reason(message: object) -> str:

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,16 @@ from salescast.retrieval import write_training_set
 
 PlanOf = Callable[..., Plan]
 LONG = {"epochs": 12, "patience": 12, "batch_size": 16}  # 24 epochs: long enough to be hit in the middle
+
+
+NODE = """
+import os, sys
+from pathlib import Path
+from salescast import train
+from salescast.plan import Plan
+
+sys.exit(train.run_plan(Plan.read(Path(sys.argv[1])) if os.environ["RANK"] == "0" else None))
+"""
 
 
 def start(plan: Plan, *, processes: int = 2, restarts: int = 0, program: str | None = None) -> "subprocess.Popen[str]":
@@ -87,6 +98,29 @@ def test_kills_end_bitwise_where_an_undisturbed_run_ends(plan_of: PlanOf, tmp_pa
     assert re.search(r"goes on after epoch \d+ of phase final", output(start(restarted)))
     assert digest(restarted) == digest(quiet)
     assert not list((restarted.checkpoints / "final").glob("*.pt"))
+
+
+@pytest.mark.slow
+def test_two_nodes_find_each_other_by_a_trainjobs_variables(plan_of: PlanOf, tmp_path: Path) -> None:
+    """Two agents with the PET_* variables that Kubeflow Trainer sets, and a plan that only the first node has read."""
+    plan, together = plan_of(tmp_path / "nodes"), plan_of(tmp_path / "together")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    script = tmp_path / "node.py"
+    script.write_text(NODE)
+    path = plan.write(tmp_path / "plan.json")
+    nodes = []
+    for rank in ("0", "1"):
+        variables = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": rank, "OMP_NUM_THREADS": "1"}
+        address = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
+        command = [sys.executable, "-m", "torch.distributed.run", str(script), str(path)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        nodes.append(subprocess.Popen(command, text=True, env=os.environ | variables | address, **pipes))
+    for node in nodes:
+        output(node)
+    output(start(together))
+    assert digest(plan) == digest(together)
 
 
 @pytest.mark.slow
