@@ -77,7 +77,6 @@ SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {
     "total_growth_now": _LIST,
     "total_growth_ago": _LIST,
     "last_year": _LIST,  # y last year, from one week before the horizon to one week behind it
-    "two_years_ago": _LIST,  # y 104 weeks earlier, over the horizon
     "denoised_last_year": _LIST,  # rank-8 reconstruction of last year's y, as `last_year`
     "denoise_error": pl.Float32(),  # mean |y - reconstruction| of the last 52 weeks
     "naive_error": pl.Float32(),  # mean |error| of growth times last year's reconstruction, last 8 weeks
@@ -96,6 +95,14 @@ FEATURE_GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "holiday": ("is_holiday", "days_to_holiday"),
     "economics": ("temperature", "fuel_price", "cpi", "unemployment"),
     "store": ("store_type", "store_size", "region"),
+}
+
+# Ours, of the seasonal view; what is planned ahead ("planned") differs by dataset.
+SEASONAL_GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    "level": ("scale", "deviation", "market_level", "recent", "level", "denoise_error", "naive_error", "naive_bias"),
+    "growth": ("growth_now", "growth_ago"),
+    "last year": ("last_year", "denoised_last_year"),
+    "pooled": tuple(name for name in SEASONAL_FEATURES if name.startswith(("dept_", "store_", "total_"))),
 }
 
 SALES_VIEW: Final = "sales_features"

@@ -155,7 +155,6 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
         "recent": _at(sales, local, base[:, None] - np.arange(1, 5)),
         "level": _windows(sales, local, base),
         "last_year": _at(sales, local, around),
-        "two_years_ago": _at(sales, local, ahead - 2 * SEASON),
         "denoised_last_year": panel.denoised.around[row, base],
         "denoise_error": panel.denoised.error[row, base],
         "dept_last_year": _at(panel.dept_sales, dept, around),

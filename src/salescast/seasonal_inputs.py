@@ -25,6 +25,7 @@ from salescast.frames import (
     positive,
     target_weeks,
 )
+from salescast.history import mean
 from salescast.schema import SEASON, WINDOWS
 from salescast.weeks import HEADLINE_EVENTS, Calendar, easter_offset, holidays_in_week, month_start_days
 
@@ -35,7 +36,7 @@ PROFILE_BOUNDS = (0.0, 20.0)
 CANDIDATE_BOUND = 3.0  # units
 SMALLEST = 1e-4  # of the market's level: the least scale of a series
 CLOSED = 1e-30  # unit of a week without opening days, whose forecast is 0
-ANCHOR_WINDOW = 13
+ANCHOR_WINDOWS = (4, 8, 13, 26)  # weeks; the anchor is their mean: none of them is best everywhere
 EASTER_WEEKS = (-2, -1, 0, 1)  # weeks since Easter's that have an input of their own: shops feel the ones before it
 PLACE = {weeks: i for i, weeks in enumerate(WINDOWS)}
 
@@ -132,7 +133,7 @@ def _parts(frame: pl.DataFrame, horizon: int, shift: Array) -> _Parts:
         growth=_growth(frame, ""),
         level={weeks: level[:, place] for weeks, place in PLACE.items()},
         profile={weeks: first_known(profile[weeks], store[weeks]) for weeks in profile},
-        store_profile=store[ANCHOR_WINDOW],
+        store_profile=store[13],
         year=_same_dates(year, shift),
         around=year,
         smooth=_same_dates(smooth, shift),
@@ -158,13 +159,15 @@ def _profiles(frame: pl.DataFrame, group: str, horizon: int, shift: Array) -> di
 def _anchor(parts: _Parts) -> tuple[Array, NDArray[np.int8]]:
     """The seasonal anchor [n, H] and which kind each element is.
 
-    SEASONAL: last year's week is known. PROFILE: it is not, but the department's (or the store's) is: level times
-    profile. LEVEL: the mean of the last 13 weeks or what is known of the last 52, 0 for a series silent for a year.
+    SEASONAL: last year's week is known; reconstruction times growth, and level times profile. PROFILE: it is not, but
+    the department's (or the store's) is; level times profile. LEVEL: the mean of the last 13 weeks or what is known of
+    the last 52, 0 for a series silent for a year.
     """
-    windows = (ANCHOR_WINDOW, 26, 52)
-    level = first_known(*(parts.level[weeks] for weeks in windows))[:, None]
-    profiled = level * parts.profile[ANCHOR_WINDOW] * parts.lift
-    pattern = parts.smooth * _damped(parts, ANCHOR_WINDOW) * parts.lift
+    level = first_known(*(parts.level[weeks] for weeks in (13, 26, 52)))[:, None]
+    products = np.stack([parts.level[weeks][:, None] * parts.profile[weeks] for weeks in ANCHOR_WINDOWS], axis=-1)
+    profiled = first_known(mean(products), parts.level[52][:, None] * parts.profile[52]) * parts.lift
+    growth = np.exp(np.mean([np.log(parts.growth[weeks]) for weeks in ANCHOR_WINDOWS], axis=0))[:, None]
+    pattern = parts.smooth * (1 + DAMPING * (growth - 1)) * parts.lift
     seasonal = SEASONAL_SHARE * pattern + (1 - SEASONAL_SHARE) * first_known(profiled, pattern)
     seasonal = np.where(np.isfinite(level), seasonal, np.nan)
     anchor = first_known(seasonal, profiled, np.nan_to_num(level) * parts.level_lift)
@@ -181,10 +184,10 @@ def _candidates(frame: pl.DataFrame, parts: _Parts, anchor: Array, unit: Array) 
     before, same, after = parts.around
     year = parts.year
     lift, level_lift, level = parts.lift, parts.level_lift, {k: v[:, None] for k, v in parts.level.items()}
-    growth = _damped(parts, ANCHOR_WINDOW)
+    growth = _damped(parts, 13)
     now, ago = (lists(frame, f"growth_{name}", len(WINDOWS)) for name in ("now", "ago"))
     gained = {weeks: (now - ago)[:, [place]] for weeks, place in PLACE.items()}
-    dept, store, total = (_growth(frame, f"{name}_")[ANCHOR_WINDOW] for name in ("dept", "store", "total"))
+    dept, store, total = (_growth(frame, f"{name}_")[13] for name in ("dept", "store", "total"))
     pooled_growth = np.asarray(1 + DAMPING * (dept * store / total - 1))[:, None]
     named = {
         "last_year:same_dates": year * lift,
@@ -240,7 +243,7 @@ def _step_inputs(frame: pl.DataFrame, parts: _Parts, anchor: Array, horizon: int
     before, year, after = _around(frame, "dept_last_year", horizon)
     return {
         "level:log_anchor": np.log(np.maximum(anchor / parts.scale[:, None], 0.05)),
-        "pooled:log_dept_profile": np.log(np.maximum(parts.profile[ANCHOR_WINDOW], 0.02)),
+        "pooled:log_dept_profile": np.log(np.maximum(parts.profile[13], 0.02)),
         "pooled:log_store_profile": np.log(np.maximum(parts.store_profile, 0.02)),
         "pooled:dept_peak": np.log(np.maximum(_ratio(2 * year, before + after), 0.02)),
     }

@@ -114,7 +114,6 @@ def expected(history: History, store: int, dept: int, b: int, horizon: int) -> d
         "recent": [at(values, b - k) for k in (1, 2, 3, 4)],
         "level": [average(before(values, b, k)) for k in WINDOWS],
         "last_year": [at(values[:b], b - 53 + i) for i in range(horizon + 2)],
-        "two_years_ago": [at(values, b - 104 + i) for i in range(horizon)],
     }
     for name, rows in groups.items():
         pairs = [both_years(row) for row in rows]
@@ -305,12 +304,20 @@ def anchor(row: dict[str, Any], h: int, shift: float) -> tuple[float, int]:
     level = next((x for x in levels if x is not None), None)
     if level is None:
         return 0.0, LEVEL
-    smooth, pro = on_dates(row["denoised_last_year"], h, shift), profile(row, h, shift, 13)
+    smooth = on_dates(row["denoised_last_year"], h, shift)
+    products = []
+    for k in (4, 8, 13, 26):
+        mine, pro = row["level"][WINDOWS.index(k)], profile(row, h, shift, k)
+        if mine is not None and pro is not None:
+            products.append(mine * pro)
+    year, pro = row["level"][WINDOWS.index(52)], profile(row, h, shift, 52)
+    profiled = sum(products) / len(products) if products else None if pro is None else year * pro
     if smooth is not None:
-        pattern = smooth * (1 + 0.8 * (growth(row, 13) - 1))
-        return 0.6 * pattern + 0.4 * (pattern if pro is None else level * pro), SEASONAL
-    if pro is not None:
-        return level * pro, PROFILE
+        mean_growth = math.exp(sum(math.log(growth(row, k)) for k in (4, 8, 13, 26)) / 4)
+        pattern = smooth * (1 + 0.8 * (mean_growth - 1))
+        return 0.6 * pattern + 0.4 * (pattern if profiled is None else profiled), SEASONAL
+    if profiled is not None:
+        return profiled, PROFILE
     return level, LEVEL
 
 
