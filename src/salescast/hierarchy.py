@@ -41,10 +41,12 @@ def aggregate(forecasts: pl.DataFrame, errors: pl.DataFrame, stores: pl.DataFram
     named = forecasts.join(stores.select("store_id", "region"), on="store_id", how="left").with_columns(
         store=pl.col("store_id").cast(pl.String), total=pl.lit(TOTAL)
     )
-    parts = [
-        _sums(held, _simulated(held, known.filter((pl.col("horizon") - horizon).abs() <= NEIGHBOURS)))
-        for (horizon,), held in named.partition_by("horizon", as_dict=True, maintain_order=True).items()
-    ]
+    parts = []
+    for (horizon,), held in named.partition_by("horizon", as_dict=True, maintain_order=True).items():
+        near = known.filter((pl.col("horizon") - horizon).abs() <= NEIGHBOURS)
+        # At the longest horizons there may be none: then those of all horizons.
+        used = near if near.height else known
+        parts.append(_sums(held, _simulated(held, used), used["week"].n_unique()))
     return pl.concat(parts).sort("level", "group", "cutoff", "horizon")
 
 
@@ -66,7 +68,7 @@ def _simulated(forecasts: pl.DataFrame, known: pl.DataFrame) -> Floats:
     return np.asarray(out * forecasts.select(width.fill_null(0.0)).to_series().to_numpy())
 
 
-def _sums(forecasts: pl.DataFrame, simulated: Floats) -> pl.DataFrame:
+def _sums(forecasts: pl.DataFrame, simulated: Floats, weeks: int) -> pl.DataFrame:
     """Every level's groups of one horizon, by cutoff."""
     frames = []
     for level in LEVELS:
@@ -84,7 +86,7 @@ def _sums(forecasts: pl.DataFrame, simulated: Floats) -> pl.DataFrame:
                 pl.col("yhat").sum(),
             )
         )
-        around = quantiles(sums[table["place"].to_numpy()], SHARES)
+        around = quantiles(sums[table["place"].to_numpy()], SHARES, weeks)
         frames.append(
             table.select(
                 pl.lit(level).alias("level"),
@@ -98,12 +100,15 @@ def _sums(forecasts: pl.DataFrame, simulated: Floats) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def quantiles(values: Floats, shares: Sequence[float]) -> Floats:
-    """Conformal quantiles of each row of `values` [m, n], [m, shares]: ranks of n + 1, as a new value is one more.
+def quantiles(values: Floats, shares: Sequence[float], weeks: int) -> Floats:
+    """Conformal quantiles of each row of `values` [m, n], [m, shares].
 
-    Of few values the outermost ones are the widest that can be promised.
+    Conformal ranks count a new value as one more. What counts are the `weeks` the values are from: values of one week
+    have their weather and their holiday in common, whatever the number of scenarios. Of few weeks the outermost values
+    are the widest that can be promised.
     """
     n = values.shape[1]
     ordered = np.sort(values, axis=1)
-    ranks = [math.floor((n + 1) * s) if s < 0.5 else math.ceil((n + 1) * s) for s in shares]
-    return ordered[:, [min(max(rank, 1), n) - 1 for rank in ranks]]
+    beyond = [math.ceil((weeks + 1) * max(share, 1 - share)) / weeks for share in shares]
+    places = [min(max(math.ceil(share * n), 1), n) - 1 for share in beyond]
+    return ordered[:, [at if share >= 0.5 else n - 1 - at for at, share in zip(places, shares, strict=True)]]

@@ -103,8 +103,17 @@ def test_unknown_actuals() -> None:
 
 def test_conformal_quantiles() -> None:
     values = np.arange(1.0, 20.0)[None]  # 19 values: the ranks of 20 are exact
-    assert hierarchy.quantiles(values, (0.1, 0.9)).tolist() == [[2.0, 18.0]]
-    assert hierarchy.quantiles(values[:, :3], (0.1, 0.9)).tolist() == [[1.0, 3.0]]
+    assert hierarchy.quantiles(values, (0.1, 0.9), 19).tolist() == [[2.0, 18.0]]
+    assert hierarchy.quantiles(values[:, :3], (0.1, 0.9), 3).tolist() == [[1.0, 3.0]]
+    many = np.arange(1.0, 1001.0)[None]
+    assert hierarchy.quantiles(many, (0.1, 0.9), 1000).tolist() == [[100.0, 901.0]]
+    assert hierarchy.quantiles(many, (0.1, 0.9), 9).tolist() == [[1.0, 1000.0]], "nine weeks, many scenarios"
+
+
+def test_horizons_without_errors_use_those_of_the_others() -> None:
+    far = frame(1, 1).with_columns(pl.col("horizon") + 30)
+    sums = hierarchy.aggregate(far, frame(2, 20), STORES)
+    assert (sums["p90"] > sums["p10"]).all()
 
 
 def test_no_errors() -> None:
