@@ -29,6 +29,11 @@ class Chunk:
         """Some columns of its rows. Raises AsofError, see `Source.read`."""
         return self.source.read(columns).slice(self.offset, self.length)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of its columns."""
+        return self.source.schema
+
     def statistics(self, column: str) -> tuple[pa.Scalar, pa.Scalar] | None:
         """Least and greatest value of a column by the metadata of its row groups, None if that does not say."""
         dtype = self.source.type_of(column)

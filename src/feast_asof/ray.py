@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from feast_asof import join, local, partition, tasks, write
+from feast_asof import join, local, partition, pull, tasks, write
 from feast_asof.connect import connect
 from feast_asof.entity import EntityFrame
 from feast_asof.errors import AsofError
@@ -253,4 +253,18 @@ def range_bounds(view: View, source: Source, rows: Range, entity: EntityFrame) -
 
 @dataclass(frozen=True)
 class Pull(local.Pull):
-    """Rows of one source between two moments, see `local.Pull`; the newest rows are found chunk by chunk by workers."""
+    """Rows of one source between two moments, see `local.Pull`; workers find the newest rows chunk by chunk."""
+
+    def _rows(self, source: Source) -> pa.Table:
+        of = self.columns
+        if not self.only_latest:
+            return super()._rows(source)
+        connect(self.settings.ray_address)
+        source = pull.within(source, of.timestamp, self.start, self.end)
+        size = partition.part_rows(partition.width(source.schema), source.rows(), workers())
+        calls: list[Call] = [
+            (pull.newest_of, (chunk, of, self.start, self.end)) for chunk in partition.chunks(source, size)
+        ]
+        if not calls:
+            return super()._rows(source)
+        return pull.newest(pa.concat_tables(run_tables(calls, "finding the newest rows")), of)

@@ -39,6 +39,11 @@ class Source:
             raise SourceNotFoundError(f"{what}: the folder {path} holds no Parquet files")
         return cls(what, path, dataset)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of its columns."""
+        return self.dataset.schema
+
     def type_of(self, column: str) -> pa.DataType:
         """Type of a column. Raises AsofError, listing what the file has, if there is none of that name."""
         if column not in self.dataset.schema.names:

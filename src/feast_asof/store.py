@@ -22,6 +22,7 @@ from feast_asof import entity as entities
 from feast_asof import local, plan, write
 from feast_asof.errors import AsofError
 from feast_asof.job import AsofRetrievalJob, Work, local_path
+from feast_asof.pull import Columns
 
 
 class AsofOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -185,9 +186,9 @@ def _job(config: RepoConfig, work: Work, **kwargs: Any) -> AsofRetrievalJob:
 
 def _pull(
     config: RepoConfig, source: DataSource, columns: tuple[list[str], list[str]], timestamp: str, created: str | None
-) -> local.Columns:
+) -> Columns:
     path, filesystem = plan.location(config, source)
     keys, features = columns
     names = [*keys, *features, timestamp, *([created] if created else [])] if features else None
     constant = None if keys else (DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL)
-    return local.Columns(path, filesystem, keys, names, timestamp, created, constant)
+    return Columns(path, filesystem, keys, names, timestamp, created, constant)

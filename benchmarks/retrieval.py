@@ -1,0 +1,283 @@
+"""Point-in-time retrieval: feast_asof beside Feast's own stores, on the same files and entity frames.
+
+    python benchmarks/retrieval.py                      # 65,520, 1M and 10M rows, and 1M/10M/100M to files on disk
+    python benchmarks/retrieval.py --rows 65520 1000000 --files
+    python benchmarks/retrieval.py --write              # also write docs/bench/retrieval.md
+
+Every measurement runs in a process of its own: seconds are the minimum of three runs of
+get_historical_features(...).to_arrow(), memory is the peak of its largest process.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+WEEKS, DEPTS = 104, 14
+STAMP = pa.timestamp("us", "UTC")
+FLOATS = [
+    "weekly_sales",
+    "lag_1",
+    "lag_2",
+    "lag_4",
+    "lag_8",
+    "rolling_mean_4w",
+    "rolling_std_4w",
+    "sales_vs_avg",
+    "temperature",
+    "fuel_price",
+    "cpi",
+    "unemployment",
+]
+INTS = ["week_of_year", "month", "quarter", "week_of_month", "is_month_end", "is_holiday", "days_to_holiday"]
+LIMIT = {"dask": 65_520, "feast ray": 65_520, "duckdb": 1_000_000}  # beyond, they fail or take longer than anyone waits
+REPEAT = {"feast ray": 1}
+ENGINES = ["kernel", "local", "ray", "duckdb", "dask", "feast ray"]
+
+
+def generate(folder: Path, rows: int) -> None:
+    """Sources sorted by (store_id, dept_id, event_timestamp) and an entity frame three days later, in blocks."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    series = -(-rows // WEEKS)
+    weeks = np.datetime64("2022-01-07", "us") + np.arange(WEEKS) * np.timedelta64(7, "D")
+    writers: dict[str, pq.ParquetWriter] = {}
+
+    def write(name: str, table: pa.Table) -> None:
+        if name not in writers:
+            writers[name] = pq.ParquetWriter(folder / f"{name}.parquet", table.schema)
+        writers[name].write_table(table)
+
+    for start in range(0, series, 10_000):
+        ids = np.arange(start, min(start + 10_000, series))
+        stores, depts = (ids // DEPTS + 1).astype(np.int32), (ids % DEPTS + 1).astype(np.int32)
+        count = min(len(ids) * WEEKS, rows - start * WEEKS)
+        keys = {"store_id": np.repeat(stores, WEEKS)[:count], "dept_id": np.repeat(depts, WEEKS)[:count]}
+        times = np.tile(weeks, len(ids))[:count]
+        values: dict[str, Any] = {name: rng.gamma(2, 1000, count).astype(np.float32).round(2) for name in FLOATS}
+        values |= {name: rng.integers(0, 52, count, dtype=np.int32) for name in INTS}
+        write("sales_features", pa.table(keys | {"event_timestamp": pa.array(times, STAMP)} | values))
+        write("entities", pa.table(keys | {"event_timestamp": pa.array(times + np.timedelta64(3, "D"), STAMP)}))
+        static = {
+            "store_id": stores,
+            "dept_id": depts,
+            "event_timestamp": pa.array(np.full(len(ids), weeks[0]), STAMP),
+            "store_type": np.array(["A", "B", "C"])[stores % 3],
+            "store_size": stores.astype(np.int64) * 1000,
+            "region": np.array(["north", "south", "east", "west"])[stores % 4],
+        }
+        write("store_features", pa.table(static))
+    for writer in writers.values():
+        writer.close()
+
+
+def feature_store(folder: Path, offline: dict[str, Any]) -> Any:
+    """A feature store over the generated files, with its registry in a temporary folder."""
+    from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+    from feast.types import Float32, Int32, Int64, String
+
+    scratch = tempfile.mkdtemp()
+    config = RepoConfig(
+        project="bench",
+        provider="local",
+        registry=f"{scratch}/registry.db",
+        online_store={"type": "sqlite", "path": f"{scratch}/online.db"},
+        offline_store=offline,
+        entity_key_serialization_version=3,
+    )
+    keys = [Entity(name=key, join_keys=[key], value_type=ValueType.INT32) for key in ("store_id", "dept_id")]
+    types = dict.fromkeys(FLOATS, Float32) | dict.fromkeys(INTS, Int32)
+    static = {"store_type": String, "store_size": Int64, "region": String}
+    views = [
+        FeatureView(
+            name=name,
+            entities=keys,
+            ttl=ttl,
+            schema=[Field(name=f, dtype=t) for f, t in {"store_id": Int32, "dept_id": Int32, **fields}.items()],
+            source=FileSource(path=str(folder / f"{name}.parquet"), timestamp_field="event_timestamp"),
+        )
+        for name, fields, ttl in (
+            ("sales_features", types, timedelta(days=60)),
+            ("store_features", static, timedelta(0)),
+        )
+    ]
+    store = FeatureStore(config=config)
+    store.apply([*keys, *views, FeatureService(name="training", features=views)])
+    return store
+
+
+@contextmanager
+def cluster() -> Iterator[str]:
+    """Two Ray workers of one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 3 * 10**9})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1, object_store_memory=3 * 10**9)
+    yield nodes.address
+    nodes.shutdown()
+
+
+class Peak(threading.Thread):
+    """The largest resident memory of this process or any below it, without raylets, which hold the shared objects."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most = 0
+        self.start()
+
+    def run(self) -> None:
+        import psutil
+
+        me = psutil.Process()
+        while True:
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    if process.name() not in ("raylet", "gcs_server"):
+                        self.most = max(self.most, process.memory_info().rss)
+                except psutil.NoSuchProcess:
+                    continue
+            time.sleep(0.05)
+
+
+def runner(engine: str, folder: Path, address: str) -> Callable[[], Any]:
+    """What is timed."""
+    if engine == "kernel":
+        return bare(folder)
+    asof = "feast_asof.store.AsofOfflineStore"
+    offline: dict[str, Any] = {
+        "local": {"type": asof},
+        "ray": {"type": asof, "engine": "ray", "ray_address": address, "storage_path": str(folder / "stage")},
+        "files": {"type": asof, "engine": "ray", "ray_address": address, "storage_path": str(folder / "stage")},
+        "feast ray": {"type": "ray", "storage_path": str(folder / "feast-ray"), "ray_address": address},
+    }.get(engine, {"type": engine})
+    store = feature_store(folder, offline)
+    service = store.get_feature_service("training")
+    if engine == "files":
+        return lambda: store.get_historical_features(str(folder / "entities.parquet"), service).to_remote_storage()
+    frame = pq.read_table(folder / "entities.parquet").to_pandas()
+    return lambda: store.get_historical_features(frame, service).to_arrow()
+
+
+def bare(folder: Path) -> Callable[[], Any]:
+    """The same join without Feast: what the machine allows."""
+    from feast_asof import entity, local
+    from feast_asof.join import Feature, View
+
+    def view(name: str, columns: list[str], ttl: int) -> View:
+        features = tuple(Feature(column, column, None) for column in columns)
+        keys = (("store_id", "store_id"), ("dept_id", "dept_id"))
+        return View(name, str(folder / f"{name}.parquet"), None, keys, "event_timestamp", None, features, ttl, False)
+
+    static = ["store_type", "store_size", "region"]
+    views = [view("sales_features", [*FLOATS, *INTS], 60 * 86_400 * 10**6), view("store_features", static, 0)]
+    frame = entity.read(pq.read_table(folder / "entities.parquet"))
+    return lambda: local.Historical(local.Settings(), frame, views, [*FLOATS, *INTS, *static]).table()
+
+
+def measure(engine: str, folder: Path, rows: int) -> dict[str, Any]:
+    """Seconds (minimum) and peak memory of one engine, in this process."""
+    peak = Peak()
+    with cluster() if engine in ("ray", "files", "feast ray") else contextmanager(lambda: (yield ""))() as address:
+        call = runner(engine, folder, address)
+        seconds = []
+        for _ in range(1 if engine == "files" else REPEAT.get(engine, 3)):
+            begin = time.perf_counter()
+            result = call()
+            seconds.append(time.perf_counter() - begin)
+            count = sum(pq.read_metadata(part).num_rows for part in result) if engine == "files" else result.num_rows
+            if engine == "files":
+                shutil.rmtree(Path(result[0]).parent)
+            del result
+    return {
+        "engine": engine,
+        "rows": rows,
+        "seconds": min(seconds),
+        "peak_mib": peak.most >> 20,
+        "complete": count == rows,
+    }
+
+
+def spawn(engine: str, folder: Path, rows: int) -> dict[str, Any]:
+    """Measure in a new process; a failure or an hour without an end is a result, too."""
+    command = [sys.executable, __file__, "--measure", engine, str(folder), str(rows)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+    except subprocess.TimeoutExpired:
+        return {"engine": engine, "rows": rows, "failed": "more than an hour"}
+    if done.returncode:
+        return {"engine": engine, "rows": rows, "failed": (done.stderr.strip().splitlines() or ["killed"])[-1][:100]}
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as one Markdown table."""
+    lines = ["| rows | engine | seconds | peak MiB of a process | rows/s |", "|---:|---|---:|---:|---:|"]
+    names = {
+        "kernel": "bare join, no Feast",
+        "local": "feast_asof local",
+        "ray": "feast_asof ray",
+        "files": "feast_asof ray, to files",
+    }
+    for r in results:
+        name = names.get(r["engine"], f"Feast {r['engine'].removeprefix('feast ')}")
+        if "failed" in r or not r["complete"]:
+            lines.append(f"| {r['rows']:,} | {name} | failed: {r.get('failed', 'wrong number of rows')} | | |")
+        else:
+            rate = r["rows"] / r["seconds"]
+            lines.append(f"| {r['rows']:,} | {name} | {r['seconds']:.2f} | {r['peak_mib']:,} | {rate:,.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Generate, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="*", default=[65_520, 1_000_000, 10_000_000])
+    parser.add_argument("--files", type=int, nargs="*", default=[1_000_000, 10_000_000, 100_000_000])
+    parser.add_argument("--engines", nargs="*", default=ENGINES)
+    parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "feast-asof-bench")
+    parser.add_argument("--write", action="store_true", help="also write docs/bench/retrieval.md")
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure:
+        engine, folder, rows = given.measure
+        print(json.dumps(measure(engine, Path(folder), int(rows))))
+        return
+    plan = [(e, n) for n in given.rows for e in given.engines if n <= LIMIT.get(e, n)] + [
+        ("files", n) for n in given.files
+    ]
+    results = []
+    for engine, rows in plan:
+        folder = given.data / str(rows)
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            generate(folder, rows)
+            (folder / "done").touch()
+        results.append(spawn(engine, folder, rows))
+        print(results[-1], file=sys.stderr)
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the end"
+    report = f"{datetime.now(UTC):%Y-%m-%d}, {machine}\n\n{table(results)}\n"
+    print(report)
+    if given.write:
+        target = Path(__file__).parents[1] / "docs" / "bench" / "retrieval.md"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(f"# Point-in-time retrieval\n\n{report}")
+
+
+if __name__ == "__main__":
+    main()

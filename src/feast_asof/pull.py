@@ -1,0 +1,84 @@
+"""Plain reads of one source: rows between two moments, all or the newest of every entity."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feast_asof import columns, encode, kernel
+from feast_asof.partition import Chunk
+from feast_asof.source import Source, bound
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A plain read of a source: its columns `names` (None: all), and a `constant` column to add."""
+
+    path: str
+    filesystem: Any
+    keys: list[str]
+    names: list[str] | None
+    timestamp: str
+    created: str | None
+    constant: tuple[str, str] | None
+
+    def open(self) -> Source:
+        """Its Parquet files. Raises AsofError, see `Source.open`."""
+        return Source.open("the source", self.path, self.filesystem)
+
+
+def _micros(moment: datetime | None) -> int | None:
+    if moment is None:
+        return None
+    return int(pa.scalar(moment, pa.timestamp("us", "UTC")).value)
+
+
+def within(source: Source, timestamp: str, start: datetime | None, end: datetime | None) -> Source:
+    """The row groups that can hold rows between two moments."""
+    dtype = source.type_of(timestamp)
+    return source.within(
+        {timestamp: (bound(_micros(start), dtype, True, "us"), bound(_micros(end), dtype, False, "us"))}
+    )
+
+
+def between(rows: Source | Chunk, of: Columns, start: datetime | None, end: datetime | None) -> pa.Table:
+    """The columns of the rows with start <= timestamp <= end (None: open; naive: UTC), null timestamps left out."""
+    first, last, timestamp = _micros(start), _micros(end), of.timestamp
+    rows = within(rows, timestamp, start, end) if isinstance(rows, Source) else rows
+    names = of.names if of.names is not None else rows.schema.names
+    table = rows.read(list(dict.fromkeys([*names, timestamp])))
+    values, unit = encode.instants(table[timestamp])
+    scale = 1000 if unit == "ns" else 1
+    keep = np.asarray(values.is_valid())
+    if first is not None:
+        keep &= encode.ints(values) >= first * scale
+    if last is not None:
+        keep &= encode.ints(values) <= last * scale
+    table = table.select(list(dict.fromkeys(names)))
+    return table if keep.all() else table.filter(pa.array(keep))
+
+
+def newest(table: pa.Table, of: Columns) -> pa.Table:
+    """The newest row of every key; ties are decided by `created`, then by the later row. Null keys are left out."""
+    keys, timestamp, created = of.keys, of.timestamp, of.created
+    missing = [np.asarray(pc.is_null(table[key])) for key in keys if table[key].null_count]
+    if missing:
+        table = table.filter(pa.array(~np.logical_or.reduce(missing)))
+    codes = [encode.key_codes(encode.flat(table[key]), encode.flat(table[key])[:0], key) for key in keys]
+    time, unit = encode.instants(table[timestamp])
+    timed = [(time, unit)]
+    if created:
+        timed.append(encode.instants(table[created]))
+    values, *rest = encode.same_unit({unit for _, unit in timed}, timed)
+    age = columns.least(rest[0], timed[1][0].is_null()) if rest else None
+    rows = kernel.latest(kernel.combine(codes, table.num_rows, 0), kernel.Side(values, age))
+    parts = columns.slices(rows)
+    return pa.table({name: columns.gather(table[name], parts, None, name) for name in table.column_names})
+
+
+def newest_of(chunk: Chunk, of: Columns, start: datetime | None, end: datetime | None) -> pa.Table:
+    """The newest row of every entity in one chunk."""
+    return newest(between(chunk, of, start, end), of)
