@@ -124,12 +124,14 @@ def feature_store(folder: Path, offline: dict[str, Any]) -> Any:
 @contextmanager
 def cluster() -> Iterator[str]:
     """Two Ray workers of one CPU each."""
+    import ray
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 3 * 10**9})
     for _ in range(2):
         nodes.add_node(num_cpus=1, object_store_memory=3 * 10**9)
     yield nodes.address
+    ray.shutdown()
     nodes.shutdown()
 
 
