@@ -9,6 +9,7 @@ a second in all; "one": one client without pauses; "full": sixteen clients witho
 
 import argparse
 import json
+import logging
 import os
 import platform
 import shutil
@@ -244,6 +245,7 @@ def main() -> None:
         return
     if not shutil.which("wrk"):
         raise SystemExit("wrk is not installed; `apt-get install wrk` (Debian) or `dnf install wrk` (EPEL)")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     before = os.getloadavg()[0]
     rows, started = bench(options.stores.split(","), options.seconds)
     text = table(rows, started)
