@@ -115,7 +115,6 @@ def test_a_second_write_replaces_the_row_and_a_removed_view_its_table(filled, tm
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
 def test_32_bit_numbers_survive_the_way_through_json(values: list[float]) -> None:
 
-
     record = {"a": Value(float_val=values[0]), "b": Value(float_list_val=FloatList(val=values)), "c": Value()}
     back = orjson.loads(_json(record))
     assert np.float32(back["a"]) == np.float32(values[0])
@@ -124,7 +123,6 @@ def test_32_bit_numbers_survive_the_way_through_json(values: list[float]) -> Non
 
 
 def test_nan_is_missing_and_other_types_keep_their_values() -> None:
-
 
     record = {
         "nan": Value(float_val=math.nan),
