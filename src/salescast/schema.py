@@ -59,7 +59,7 @@ STORE_FEATURES: Final[dict[str, pl.DataType]] = {
 
 # Primitives of the seasonal service at week t, all from weeks < t; sales are per open day where opening days are
 # planned inputs. Windows end at week t - 1 and are WINDOWS weeks long; lists "over the horizon" hold one value for each
-# week t .. t + H - 1. Last year = 52 weeks earlier.
+# week t .. t + H - 1. Last year = 52 weeks earlier; what compares years is null in the dataset's first 56 weeks.
 WINDOWS: Final = (1, 4, 8, 13, 26, 52)
 _LIST: Final = pl.List(pl.Float32())
 SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from salescast.data import Raw
     from salescast.features import Chunk
 
+# What compares years is null until last year's weeks before the target are known, too: from fewer it is mostly noise.
+LEAD_IN = 4  # weeks
+THIS_YEAR = ("scale", "deviation", "market_level", "recent", "level", "denoise_error")
 EFFECT_WINDOW = 13  # weeks that a planned input is compared with
 WEEK = np.timedelta64(7, "D")
 
@@ -167,6 +170,9 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
         for year, values in zip(("now", "ago"), panel.growth[name], strict=True):
             columns[f"{name}growth_{year}"] = _windows(values[chosen] if name == "" else values, group, base)
     columns |= _naive_errors(panel, row, base, columns)
+    for name, values in columns.items():
+        if name not in THIS_YEAR:
+            values[base < SEASON + LEAD_IN] = np.nan
     table = {name: columns[name] for name in SEASONAL_FEATURES} | _planned_columns(panel, row, base, ahead)
     timestamp = (panel.first_week + base * WEEK).astype("datetime64[us]")
     keys = panel.series[row].select(KEYS)
