@@ -23,6 +23,8 @@ class Settings(BaseSettings):
     )
     feature_store_yaml: str = Field(default="feature_store.yaml", validation_alias="SALESCAST_FEATURE_STORE_YAML")
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
+    # MLflow's own variable: the authority of a server whose certificate no public one signed.
+    mlflow_certificate: Path | None = Field(default=None, validation_alias="MLFLOW_TRACKING_SERVER_CERT_PATH")
     num_epochs: int = Field(default=20, ge=1, validation_alias="NUM_EPOCHS")
     batch_size: int = Field(default=512, ge=2, validation_alias="BATCH_SIZE")
     nproc_per_node: int = Field(default=2, ge=1, validation_alias="SALESCAST_NPROC")

@@ -7,6 +7,7 @@ stopped when the server was away. `python -m salescast.tracking JOURNAL` sends w
 import json
 import logging
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from salescast.config import settings
 from salescast.errors import UserError
 from salescast.files import replace_file
 from salescast.plan import Plan, Tracking
@@ -33,9 +35,10 @@ def check(uri: str, attempts: int = 3) -> None:
     """Raise UserError if the tracking server or file at `uri` cannot be used."""
     hint = "start it, correct MLFLOW_TRACKING_URI, or set MLFLOW_TRACKING_URI=off to train without tracking"
     if uri.startswith(("http://", "https://")):
+        trusted = ssl.create_default_context(cafile=settings().mlflow_certificate)
         for attempt in range(1, attempts + 1):
             try:
-                with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+                with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5, context=trusted):
                     return
             except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
                 if attempt == attempts:

@@ -1,5 +1,6 @@
 import http.server
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,24 +8,26 @@ from pathlib import Path
 import pytest
 
 from salescast import tracking
+from salescast.config import settings
 from salescast.errors import UserError
 from salescast.plan import Plan, Tracking
 
 PlanOf = Callable[..., Plan]
 
 
-@pytest.fixture
-def server() -> Iterator[str]:
+class Handler(http.server.BaseHTTPRequestHandler):
     """Something that answers HTTP."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
+    def log_message(self, *_: object) -> None:
+        pass
 
+
+@pytest.fixture
+def server() -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
         threading.Thread(target=found.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{found.server_port}"
@@ -33,6 +36,24 @@ def server() -> Iterator[str]:
 
 def test_a_server_that_answers_is_fine(server: str) -> None:
     tracking.check(server)
+
+
+def test_a_server_with_a_certificate_of_its_own_authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import trustme
+
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        found.socket = context.wrap_socket(found.socket, server_side=True)
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match="certificate verify failed"):
+            tracking.check(f"https://localhost:{found.server_port}", attempts=1)
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "ca.crt"))
+        settings.cache_clear()
+        tracking.check(f"https://localhost:{found.server_port}")
+        found.shutdown()
+    settings.cache_clear()
 
 
 def test_a_server_that_does_not_answer_is_an_error_before_any_work(plan_of: PlanOf, tmp_path: Path) -> None:
