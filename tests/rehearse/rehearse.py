@@ -177,10 +177,6 @@ class Rehearsal:
         (item,) = [item for item in self.items if item["kind"] == kind]
         return item
 
-    def complete(self, pod: Pod, seconds: float) -> None:
-        for process in self.cluster.start(pod):
-            process.finished(seconds)
-
 
 def prepare(folder: Path, full: bool) -> Rehearsal:
     """The cluster before the first command: addresses for every pod, and for every Service, headless ones included."""
@@ -204,9 +200,9 @@ def prepare(folder: Path, full: bool) -> Rehearsal:
 def fill_secrets(rehearsal: Rehearsal) -> None:
     declared = [item["metadata"]["name"] for item in rehearsal.items if item["kind"] == "Secret"]
     stored = kubernetes_api(rehearsal.cluster, declared)
-    rehearsal.complete(with_token(rehearsal.pods["salescast-secrets"]), 60)
+    rehearsal.cluster.start(with_token(rehearsal.pods["salescast-secrets"]))
     first = {name: dict(values) for name, values in stored.items()}
-    rehearsal.complete(with_token(rehearsal.pods["salescast-secrets"]), 60)
+    rehearsal.cluster.start(with_token(rehearsal.pods["salescast-secrets"]))
     assert all(stored.values()), "the Job left a secret empty"
     assert first == stored, "applied again, the Job changed a secret"
     for name, values in stored.items():
@@ -223,7 +219,7 @@ def infrastructure(rehearsal: Rehearsal) -> list[Process]:
     step("postgres is ready")
     (head,) = cluster.start(ray(pod["feast-ray-head"], rehearsal.one("RayCluster")))
     for _ in range(2):  # applied twice
-        rehearsal.complete(pod["postgres-roles"], 180)
+        cluster.start(pod["postgres-roles"])
     step("roles and databases are there")
     (tracking,) = cluster.start(pod["mlflow"])
     servers = cluster.start(pod["feast-server"])
@@ -243,7 +239,7 @@ def data(rehearsal: Rehearsal) -> None:
         (first,) = [item for item in dataprep.spec["initContainers"] if item["name"] == "data"]
         dataprep = changed(dataprep, "data", command=[*first["command"], *SMALL["data"]])
     for _ in range(2):  # applied twice
-        rehearsal.complete(dataprep, 600)
+        rehearsal.cluster.start(dataprep)
         step("job/feast-dataprep is complete")
 
 
@@ -296,9 +292,8 @@ def check(rehearsal: Rehearsal, name: str, pod_name: str) -> None:
     pod = rehearsal.pods[pod_name]
     container = pod.spec["containers"][0]["name"]
     pod = replace(pod, spec={**pod.spec, "initContainers": []})
-    pod = changed(pod, container, command=["python", "-c", script.read_text()], args=[])
-    (process,) = rehearsal.cluster.start(pod, "check")
-    process.finished(400)
+    pod = replace(changed(pod, container, command=["python", "-c", script.read_text()], args=[]), kind="Job")
+    rehearsal.cluster.start(pod, "check")
     step(f"checks/{name}.py has passed")
 
 

@@ -23,6 +23,7 @@ from cluster import NAMESPACE, ROOT, Pod
 
 USER = 1000650000  # as OpenShift gives out: unknown to the image, in group 0, with the namespace's fsGroup
 NODE = "10.88.0.1"
+PATIENCE = 600.0  # seconds that a container which ends has for it
 
 
 def run(*command: str) -> None:
@@ -143,8 +144,23 @@ class Cluster:
         for volume in pod.spec.get("volumes", []):
             self._volume(volume, volumes / volume["name"])
         for container in pod.spec.get("initContainers", []):
-            self._container(container, name, network, volumes, extra or {}).finished(300)
+            self._complete(container, pod, name, network, volumes, extra or {})
+        if pod.kind == "Job":
+            return [self._complete(item, pod, name, network, volumes, extra or {}) for item in pod.spec["containers"]]
         return [self._container(item, name, network, volumes, extra or {}) for item in pod.spec["containers"]]
+
+    def _complete(
+        self, spec: Mapping[str, Any], pod: Pod, name: str, network: str, volumes: Path, extra: Mapping[str, str]
+    ) -> Process:
+        """Run a container to its end; it is started again after a failure when the pod says so."""
+        for _ in range(2 if pod.spec.get("restartPolicy") == "OnFailure" else 0):
+            process = self._container(spec, name, network, volumes, extra)
+            if process.popen.wait(PATIENCE) == 0:
+                return process
+            sys.stdout.write(f"          {process.name} failed and is started again\n{process.tail()}\n")
+        process = self._container(spec, name, network, volumes, extra)
+        process.finished(PATIENCE)
+        return process
 
     def _network(self, network: str, name: str) -> None:
         link = f"veth{len(self.addresses)}-{len(list(Path('/run/netns').iterdir()))}"

@@ -24,6 +24,8 @@ def use(**changes: str) -> subprocess.CompletedProcess[str]:
 
 
 good = use()
+if "Starting Ray client server failed" in good.stderr:  # Ray gives it 30 s, which a busy machine may need more of
+    good = use()
 assert good.returncode == 0 and "alive 2" in good.stdout, good.stdout + good.stderr
 wrong_token = use(RAY_AUTH_TOKEN="0" * 64)
 assert wrong_token.returncode != 0, wrong_token.stdout
