@@ -50,6 +50,7 @@ class Metadata:
     fit_digest: str
     factors: tuple[float, float, float]
     metrics: dict[str, float | None]
+    planned: tuple[str, ...] = ()  # columns of planned inputs among the features
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ def load(folder: Path, part: str = FINAL) -> Bundle:
         fit_digest=described["fit_digest"],
         factors=(described["factors"][0], described["factors"][1], described["factors"][2]),
         metrics=described["metrics"],
+        planned=tuple(described["planned"]),
     )
     scaler = Scaler.from_dict(json.loads((folder / SCALERS).read_text())[part])
     net = network(scaler, meta.config)

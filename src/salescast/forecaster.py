@@ -8,7 +8,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -56,14 +56,14 @@ class UnavailableError(ServerNotReady):  # type: ignore[misc]  # KServe is untyp
         self.reason = self.error_msg = reason
 
 
-def service_views(service: str) -> dict[str, Mapping[str, pl.DataType]]:
+def service_views(service: str, planned: Sequence[str] = ()) -> dict[str, Mapping[str, pl.DataType]]:
     """The views and columns that a model trained on `service` reads online: all but the label."""
     views: dict[str, Mapping[str, pl.DataType]] = {
         schema.SALES_VIEW: {name: kind for name, kind in schema.SALES_FEATURES.items() if name != schema.LABEL},
         schema.STORE_VIEW: schema.STORE_FEATURES,
     }
     if service == schema.TRAINING_SERVICE_SEASONAL:
-        views[schema.SEASONAL_VIEW] = schema.SEASONAL_FEATURES
+        views[schema.SEASONAL_VIEW] = schema.SEASONAL_FEATURES | schema.planned_columns(planned)
     return views
 
 
@@ -84,7 +84,7 @@ def open_served(folder: Path, project: str, database: Database, settings: Settin
     """Load a bundle and try it on a row without any known feature. Raises UserError for a bundle that cannot serve."""
     try:
         model = bundle.load(folder)
-        views = service_views(model.metadata.config.feature_service)
+        views = service_views(model.metadata.config.feature_service, model.metadata.planned)
         columns = {**schema.KEY_TYPES, schema.TIMESTAMP: schema.TIMESTAMP_TYPE}
         columns |= {name: kind for columns_of_view in views.values() for name, kind in columns_of_view.items()}
         row = {name: [0] if name in schema.KEYS else [None] for name in columns} | {

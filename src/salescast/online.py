@@ -42,8 +42,6 @@ ARROW: Final[dict[pl.DataType, pa.DataType]] = {
     pl.String(): pa.large_string(),
     pl.List(pl.Float32()): pa.large_list(pa.float32()),
 }
-WEEKS: Final = ARROW[pl.List(pl.Float32())]
-PLANNED: Final = "planned_"  # inputs that differ by dataset: a list of H weeks each
 
 CREATE: Final = (
     'CREATE TABLE IF NOT EXISTS "{table}" (entity_key TEXT PRIMARY KEY, event_ts BIGINT NOT NULL, '
@@ -292,7 +290,6 @@ class OnlineReader:
             lacking = {name for record in records for name in types.keys() - record.keys()}
             if lacking:
                 raise StoreDownError(f"view {view} has no feature {sorted(lacking)}; apply and materialize again")
-            planned = [name for name in (records[0] if records else {}) if name.startswith(PLANNED)]
-            kinds = {name: ARROW[dtype] for name, dtype in types.items()} | dict.fromkeys(planned, WEEKS)
+            kinds = {name: ARROW[dtype] for name, dtype in types.items()}
             columns |= zip(kinds, pa.array(records, pa.struct(kinds)).flatten(), strict=True)
         return OnlineRows(pl.DataFrame(pa.table(columns)), position, incomplete)

@@ -45,8 +45,7 @@ def feast_fields(columns: Mapping[str, pl.DataType]) -> "list[Field]":
 
 def planned_schema(data: Path) -> dict[str, pl.DataType]:
     """The columns of inputs planned ahead: they differ by dataset and follow the fixed ones of the seasonal view."""
-    columns = pl.read_parquet_schema(data / f"{schema.SEASONAL_VIEW}.parquet")
-    return {name: dtype for name, dtype in columns.items() if name.startswith("planned_")}
+    return schema.planned_columns(pl.read_parquet_schema(data / f"{schema.SEASONAL_VIEW}.parquet"))
 
 
 def install_repo(workdir: Workdir) -> Path:

@@ -1,5 +1,6 @@
 """Names, types and groups of everything that crosses a stage: the one place where they are written."""
 
+from collections.abc import Iterable
 from typing import Final
 
 import polars as pl
@@ -86,6 +87,15 @@ SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {
     "store_last_year": _LIST,
     "store_before": _LIST,
 }
+
+PLANNED: Final = "planned_"  # prefix of the seasonal view's columns that differ by dataset: inputs planned ahead
+
+
+def planned_columns(names: Iterable[str]) -> dict[str, pl.DataType]:
+    """Which of `names` are columns of planned inputs, and their types: recent weeks' mean, else over the horizon."""
+    found = [name for name in names if name.startswith(PLANNED)]
+    return {name: pl.Float32() if name.endswith("_recent") else _LIST for name in found}
+
 
 # The six published groups; importance is measured by permuting one group at a time.
 FEATURE_GROUPS: Final[dict[str, tuple[str, ...]]] = {

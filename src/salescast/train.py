@@ -29,11 +29,12 @@ from torch.nn.utils import clip_grad_norm_
 from salescast import bundle, holdout, tracking
 from salescast.checkpoint import Checkpoints
 from salescast.config import TrainConfig
-from salescast.dataset import Samples, Shard, day_number, fit_scaler, known, learned, load_shard, select
+from salescast.dataset import Samples, Shard, day_number, fit_scaler, known, learned, load_shard, scan, select
 from salescast.distributed import Group, connect
 from salescast.errors import UserError
 from salescast.model import Average, Scaler, pinball
 from salescast.plan import Fit, Plan
+from salescast.schema import planned_columns
 from salescast.weeks import calendar
 
 logger = logging.getLogger(__name__)
@@ -260,6 +261,7 @@ def write(plan: Plan, fit: Fit, scaler: Scaler, final: State, search: State) -> 
             "train_loss": final["loss"],
             "val_wmape": search["wmape"] if math.isfinite(search["wmape"]) else None,
         },
+        planned=tuple(planned_columns(scan(plan.training).collect_schema().names())),
     )
     # Without held-out weeks there is no other model than the final one.
     best = (search["network"], Scaler.from_dict(search["scaler"])) if search["network"] else (final["network"], scaler)
