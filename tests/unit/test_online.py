@@ -27,7 +27,7 @@ from salescast.online import (
     read_options,
     table_name,
 )
-from salescast.schema import KEY_TYPES, TIMESTAMP, TIMESTAMP_TYPE
+from salescast.schema import KEY_TYPES, TIMESTAMP, TIMESTAMP_TYPE, planned_columns
 
 WEEK = datetime(2025, 1, 31, tzinfo=UTC)
 VIEWS = {
@@ -130,9 +130,13 @@ def test_a_feature_that_the_store_lacks_is_an_error(database: Database) -> None:
 
 def test_planned_inputs_come_along(database: Database) -> None:
     fill(database, [(1, 1)])
-    put(database, "seasonal_features", {(1, 1): {"recent": [1.0], "planned_promo": [0.0, 1.0], "other": 3}})
-    frame = reader(database).read([(1, 1)]).frame
+    record = {"recent": [1.0], "planned_promo": [0.0, 1.0], "planned_promo_recent": 0.5, "other": 3}
+    put(database, "seasonal_features", {(1, 1): record})
+    planned = planned_columns(["planned_promo", "planned_promo_recent", "other"])
+    views = VIEWS | {"seasonal_features": {**VIEWS["seasonal_features"], **planned}}
+    frame = OnlineReader(database, "p", views).read([(1, 1)]).frame
     assert frame["planned_promo"][0].to_list() == [0.0, 1.0]
+    assert frame["planned_promo_recent"].to_list() == [0.5]
     assert "other" not in frame.columns
 
 
