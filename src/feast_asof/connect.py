@@ -66,11 +66,12 @@ def connect(address: str | None) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The last line of the first message in the chain; Ray raises some of its errors empty."""
+    """The first message in the chain of errors, on one line and without a traceback; Ray raises some errors empty."""
     link: BaseException | None = error
     while link is not None and not str(link).strip():
         link = link.__cause__ or link.__context__
-    return str(link).strip().splitlines()[-1] if link is not None else type(error).__name__
+    message = str(link).strip() if link is not None else type(error).__name__
+    return " ".join((message.splitlines()[-1] if "Traceback" in message else message).split())
 
 
 def hint(message: str) -> str:
