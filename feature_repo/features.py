@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from feast import Entity, FeatureService, FeatureView, FileSource, ValueType
+
 from salescast import schema
 from salescast.config import workdir_of_repo
 from salescast.retrieval import feast_fields, planned_schema
