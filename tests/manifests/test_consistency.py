@@ -169,19 +169,32 @@ def _claims(items: list[Resource], pod: Pod) -> set[str]:
 
 
 @DEPLOYED
-def test_configured_paths_are_mounted(deployment: str) -> None:
-    """A variable that names a file below a mounted secret names one that is there."""
+def test_configured_files_are_mounted(deployment: str) -> None:
+    """A file below /etc that a variable, an argument or a mounted configuration names is one that is mounted there."""
     configs = configmaps(resources(deployment))
     checked = 0
     for pod, container in _containers(deployment):
-        mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
         volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
-        for name, value in environment(container, configs).items():
-            folder, _, file = str(value).rpartition("/")
-            if folder in mounts and (secret := volumes[mounts[folder]].get("secret")):
-                assert file in {item["path"] for item in secret["items"]}, (pod.name, name, value)
-                checked += 1
-    assert checked > 20
+        mounts = {mount["mountPath"]: volumes.get(mount["name"], {}) for mount in container.get("volumeMounts", [])}
+        shared = {
+            name for source in container.get("envFrom", []) for name in configs[source["configMapRef"]["name"]]
+        }  # one environment for all: a pod may have no use for some of it
+        told = environment(container, configs)
+        mounted = [text for volume in mounts.values() for text in configs.get(_config(volume), {}).values()]
+        texts = [*container.get("args", []), *mounted, *(str(told[name]) for name in told if name not in shared)]
+        required = {path for text in texts for path in re.findall(r"/etc/[\w.-]+/[\w.-]+\.\w+", text)}
+        required |= {told[name] for name in shared if str(told[name]).rpartition("/")[0] in mounts}
+        for path in required:
+            folder, _, file = path.rpartition("/")
+            assert folder in mounts, (pod.name, container["name"], path)
+            if secret := mounts[folder].get("secret"):
+                assert file in {item["path"] for item in secret.get("items", [])} or "items" not in secret, path
+            checked += 1
+    assert checked > 30
+
+
+def _config(volume: dict[str, Any]) -> str:
+    return str(volume.get("configMap", {}).get("name"))
 
 
 @DEPLOYED
