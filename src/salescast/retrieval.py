@@ -153,7 +153,12 @@ def retrieve(workdir: Workdir, service: str) -> Path:
     frame = pq.read_table(entities, columns=[*schema.KEYS, schema.TIMESTAMP])
     job = store.get_historical_features(entity_df=frame, features=store.get_feature_service(service))
     with replace_dir(target) as temporary:
-        write_training_set(job.to_arrow(), temporary / "part-00000.parquet")
+        if store.config.offline_store.engine == "ray":
+            # The workers write the parts, in order; the whole set is never in one process.
+            for number, part in enumerate(job.to_remote_storage()):
+                shutil.move(part, temporary / f"part-{number:05}.parquet")
+        else:
+            write_training_set(job.to_arrow(), temporary / "part-00000.parquet")
         (temporary / "_SUCCESS").touch()
     return target
 
