@@ -38,17 +38,14 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a bundle says of itself.
-
-    `factors` multiply the median (its distance from the anchor), the lower and the upper half-widths.
-    """
+    """What a bundle says of itself. `factors` multiply the lower and the upper half-widths of the intervals."""
 
     config: TrainConfig
     country: str
     cutoff: date
     data_digest: str
     fit_digest: str
-    factors: tuple[float, float, float]
+    factors: tuple[float, float]
     metrics: dict[str, float | None]
     planned: tuple[str, ...] = ()  # columns of planned inputs among the features
 
@@ -118,11 +115,11 @@ class Bundle:
         return Forecast(quantiles, target_weeks(frame, weeks), self.levels, inputs.fallback[:, :weeks])
 
     def _calibrated(self, quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The median times its factor, and distances from it times the factor of their side."""
+        """Distances from the median times the factor of their side."""
         median = quantiles[..., self.network.median, None]
-        center, lower, upper = self.metadata.factors
+        lower, upper = self.metadata.factors
         distance = quantiles - median
-        return np.asarray(center * median + distance * np.where(distance < 0, lower, upper))
+        return np.asarray(median + distance * np.where(distance < 0, lower, upper))
 
 
 def network(scaler: Scaler, config: TrainConfig) -> QuantileMLP:
@@ -216,7 +213,7 @@ def load(folder: Path, part: str = FINAL) -> Bundle:
         cutoff=date.fromisoformat(described["cutoff"]),
         data_digest=described["data_digest"],
         fit_digest=described["fit_digest"],
-        factors=(described["factors"][0], described["factors"][1], described["factors"][2]),
+        factors=(described["factors"][0], described["factors"][1]),
         metrics=described["metrics"],
         planned=tuple(described["planned"]),
     )

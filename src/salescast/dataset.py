@@ -170,13 +170,14 @@ def _assemble(
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples: raw inputs [B, F], category codes [B, C], and [B] each: target, unit, label."""
+    """B samples: raw inputs [B, F], category codes [B, C], and [B] each: target, unit, label, day of its week."""
 
     numeric: Tensor
     codes: Tensor
     target: Tensor
     unit: Tensor
     label: Tensor
+    day: Tensor
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,12 @@ class Samples:
         values = [tensor.flatten() for tensor in (shard.target, shard.unit, shard.label)]
         places = rows * shard.horizon + horizon
         horizon_code = self.horizons[horizon].unsqueeze(1)
+        day = torch.from_numpy(shard.day)[rows] + 7 * horizon
         for at in range(0, len(rows), batch):
             row, place = rows[at : at + batch], places[at : at + batch]
             numeric = torch.cat([shard.base.index_select(0, row), step.index_select(0, place)], dim=1)
             codes = torch.cat([self.codes.index_select(0, row), horizon_code[at : at + batch]], dim=1)
-            parts = (numeric, codes, *(tensor.index_select(0, place) for tensor in values))
+            parts = (numeric, codes, *(tensor.index_select(0, place) for tensor in values), day[at : at + batch])
             yield Batch(*(part.to(self.device, non_blocking=True) for part in parts))
 
     def epoch(self, epoch: int, seed: int, batch: int, steps: int) -> Iterator[Batch]:

@@ -16,8 +16,6 @@ from salescast.model import QuantileMLP
 
 BATCH = 8192
 BINS, WIDEST = 4000, 4.0  # the histogram of error ratios: steps of 0.001; nothing above 4 is told apart
-TRUST = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # factors of the median that are tried
-TIE = 0.01  # relative difference of errors that decides nothing
 BOUNDS = (0.8, 1.6)  # a factor outside says more about the held-out weeks than about the interval
 
 
@@ -39,47 +37,29 @@ def wmape(network: QuantileMLP, samples: Samples, group: Group) -> float:
     return float(missed / total) if total > 0 else float("nan")
 
 
-def calibration(network: QuantileMLP, samples: Samples, levels: tuple[float, ...], group: Group) -> NDArray[np.float64]:
-    """How a network's answers become forecasts: factors [3] for the median, the lower and the upper half-width."""
-    center = trust(network, samples, group)
-    return np.array([center, *interval_factors(network, samples, levels, group, center)])
-
-
-def trust(network: QuantileMLP, samples: Samples, group: Group) -> float:
-    """How far to follow the network away from the anchor: the least factor of its median that is as good as the best.
-
-    As good: an error at most TIE above the least one of all factors. A network learns from few different weeks and
-    knows them better than those to come; between equals, the one nearer to the anchor is the safer (compare the
-    one-standard-error rule, Breiman et al. 1984). 1 without samples.
-    """
-    sums = np.zeros(len(TRUST))
-    for batch, quantiles in _forecasts(network, samples):
-        error = (batch.target[:, None] - quantiles[:, network.median, None] * torch.tensor(TRUST)).abs()
-        sums += (error * batch.unit[:, None]).sum(dim=0, dtype=torch.float64).cpu().numpy()
-    sums = group.sum(sums)
-    return TRUST[int(np.argmax(sums <= (1 + TIE) * sums.min()))] if sums.any() else 1.0
-
-
 def interval_factors(
-    network: QuantileMLP, samples: Samples, levels: tuple[float, ...], group: Group, center: float = 1.0
+    network: QuantileMLP, samples: Samples, levels: tuple[float, ...], group: Group, last: int, weeks: int
 ) -> NDArray[np.float64]:
     """Conformal factors [2] for the lower and upper half-widths (after Romano et al. 2019, with ratios as scores).
 
-    Of the held-out labels above (below) `center` times the median, the share that the outer quantile promises lies
-    within factor * half-width of it. Clipped to BOUNDS; 1 where a side has no sample.
+    Of a week's labels above (below) the median, the share that the outer quantile promises lies within factor *
+    half-width of it; taken is the median over the held-out weeks. Series have much in common within a week: one odd
+    week (Easter, a storm) would widen all intervals if the labels were pooled. Clipped to BOUNDS; 1 where a side has
+    no sample. `last`: the day of the last held-out week; `weeks`: how many there are.
     """
-    counts = np.zeros((2, BINS))
+    counts = np.zeros((weeks, 2, BINS))
     for batch, quantiles in _forecasts(network, samples):
         median = quantiles[:, network.median]
-        error = batch.target - center * median
+        error = batch.target - median
         half = torch.where(error < 0, median - quantiles[:, 0], quantiles[:, -1] - median)
         bins = (error.abs() / half * (BINS / WIDEST)).clamp(max=BINS - 1).long().cpu().numpy()
-        np.add.at(counts, ((error > 0).long().cpu().numpy(), bins), 1)
-    shares = np.array([(0.5 - levels[0]) / 0.5, (levels[-1] - 0.5) / 0.5])
+        back = (last - batch.day.cpu().numpy()) // 7
+        np.add.at(counts, (back, (error > 0).long().cpu().numpy(), bins), 1)
     counts = group.sum(counts)
-    total = counts.sum(axis=1)
+    shares = np.array([(0.5 - levels[0]) / 0.5, (levels[-1] - 0.5) / 0.5])
+    total = counts.sum(axis=2)
     # The conformal correction: the ceil((n + 1) * share)-th smallest of n scores.
     rank = np.ceil((total + 1) * shares)
-    at = np.array([np.searchsorted(np.cumsum(side), n) for side, n in zip(counts, rank, strict=True)])
-    factors = np.clip((at + 1) * (WIDEST / BINS), *BOUNDS)
-    return np.where(total > 0, factors, 1.0)
+    factors = ((counts.cumsum(axis=2) < rank[:, :, None]).sum(axis=2) + 1) * (WIDEST / BINS)
+    typical = [np.median(side[held > 0]) if held.any() else 1.0 for side, held in zip(factors.T, total.T, strict=True)]
+    return np.clip(typical, *BOUNDS)

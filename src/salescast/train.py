@@ -220,20 +220,14 @@ def run_fit(shard: Shard, plan: Plan, fit: Fit, group: Group, journal: tracking.
 
 
 def search_phase(shard: Shard, last: int, run: Run, found: State) -> State:
-    """Number of epochs, held-out WMAPE, calibration factors; without enough history for it: all epochs, factors 1."""
+    """Number of epochs, held-out WMAPE and interval factors; without enough history for it: all epochs, factors 1."""
     limit = last - 7 * run.config.holdout_weeks
     train_mask = learned(shard, known(shard, EVER, limit, run.config.min_history), run.group)
     test_mask = known(shard, limit, last, run.config.min_history)
     if min(run.group.sum([train_mask.sum(), test_mask.sum()])) == 0:
         if run.group.first:
             logger.warning("%s: too little history to hold %d weeks out", run.fit.name, run.config.holdout_weeks)
-        return {
-            "epoch": run.config.epochs,
-            "wmape": math.nan,
-            "factors": [1.0, 1.0, 1.0],
-            "network": None,
-            "scaler": None,
-        }
+        return {"epoch": run.config.epochs, "wmape": math.nan, "factors": [1.0, 1.0], "network": None, "scaler": None}
     scaler = fit_scaler(shard, train_mask, run.group)
     trainer = Trainer(
         select(shard, train_mask, scaler, run.group.device), scaler, run.config, run.config.epochs, run.group
@@ -242,20 +236,22 @@ def search_phase(shard: Shard, last: int, run: Run, found: State) -> State:
     best = train("search", trainer, held_out, run, found, {})
     network = trainer.average.network
     network.load_state_dict(best["network"])
-    factors = holdout.calibration(network, held_out, run.config.quantiles, run.group)
+    factors = holdout.interval_factors(
+        network, held_out, run.config.quantiles, run.group, last, run.config.holdout_weeks
+    )
     return best | {"factors": factors.tolist(), "scaler": scaler.to_dict()}
 
 
 def write(plan: Plan, fit: Fit, scaler: Scaler, final: State, search: State) -> None:
     """Save the bundle. Raises UserError when the disk cannot take it; an earlier bundle in its place survives."""
-    center, lower, upper = map(float, search["factors"])
+    lower, upper = map(float, search["factors"])
     meta = bundle.Metadata(
         config=plan.config,
         country=plan.country,
         cutoff=fit.cutoff,
         data_digest=plan.data_digest,
         fit_digest=plan.digest(fit),
-        factors=(center, lower, upper),
+        factors=(lower, upper),
         metrics={
             "epochs": search["epoch"],
             "train_loss": final["loss"],

@@ -57,8 +57,8 @@ def test_a_forecast_is_the_networks_answer_widened_by_side(loaded: Bundle, upcom
     """Row by row with plain arithmetic, and independent of the other rows of the call."""
     import torch
 
-    center, lower, upper = 0.7, 0.9, 1.4
-    model = replace(loaded, metadata=replace(loaded.metadata, factors=(center, lower, upper)))
+    lower, upper = 0.9, 1.4
+    model = replace(loaded, metadata=replace(loaded.metadata, factors=(lower, upper)))
     together = model.predict(upcoming).quantiles
     for i in range(0, 18, 5):
         row = upcoming[i]
@@ -68,7 +68,7 @@ def test_a_forecast_is_the_networks_answer_widened_by_side(loaded: Bundle, upcom
             codes = torch.cat([model.scaler.encode(inputs)[0], model.scaler.horizons(4)[h : h + 1]])[None]
             with torch.no_grad():
                 raw = model.network(numeric, codes).double().mean(dim=1)[0].numpy()
-            wide = center * raw[4] + (raw - raw[4]) * np.where(np.arange(9) < 4, lower, upper)
+            wide = raw[4] + (raw - raw[4]) * np.where(np.arange(9) < 4, lower, upper)
             expected = inputs.anchor[0, h] + inputs.unit[0, h] * wide
             assert np.allclose(together[i, h], expected, rtol=1e-6)
     assert np.allclose(model.predict(upcoming[3:4]).quantiles, together[3:4], rtol=1e-6)
@@ -153,5 +153,5 @@ def test_the_digest_names_the_content_not_the_time(folder: Path, loaded: Bundle,
     best = bundle.load(folder, bundle.BEST)
     parts = {"final": (loaded.network.state_dict(), loaded.scaler), "best": (best.network.state_dict(), best.scaler)}
     assert bundle.save(tmp_path / "again", loaded.metadata, **parts) == loaded.digest
-    other = replace(loaded.metadata, factors=(1.0, 1.0, 1.5))
+    other = replace(loaded.metadata, factors=(1.0, 1.5))
     assert bundle.save(tmp_path / "other", other, **parts) != loaded.digest

@@ -23,11 +23,14 @@ class Answers(QuantileMLP):
 
 
 class Fixed(Samples):
-    def __init__(self, target: np.ndarray, unit: float = 1.0, anchor: float = 0.0) -> None:
+    def __init__(
+        self, target: np.ndarray, unit: float = 1.0, anchor: float = 0.0, day: np.ndarray | None = None
+    ) -> None:
         values = torch.tensor(target, dtype=torch.float32)
         units = torch.full_like(values, unit)
+        days = torch.zeros(len(target), dtype=torch.int64) if day is None else torch.tensor(day)
         self.__dict__.update(
-            size=len(target), batch=Batch(values[:, None], values, values, units, anchor + unit * values)
+            size=len(target), batch=Batch(values[:, None], values, values, units, anchor + unit * values, days)
         )
 
     def pairs(self, batch: int):  # type: ignore[no-untyped-def]
@@ -43,37 +46,32 @@ def test_factors_make_each_side_hold_its_share() -> None:
     """Errors drawn from a known law: the factor is the law's quantile over the half-width, within the bounds."""
     random = np.random.default_rng(0)
     target = np.where(random.random(200_000) < 0.5, -0.75, 1.2) * random.uniform(0, 1, 200_000)
-    lower, upper = holdout.interval_factors(Answers([-0.5, 0.0, 1.0]), Fixed(target), LEVELS, ALONE)
+    lower, upper = holdout.interval_factors(Answers([-0.5, 0.0, 1.0]), Fixed(target), LEVELS, ALONE, 0, 1)
     assert lower == pytest.approx(0.8 * 0.75 / 0.5, abs=0.01)
     assert upper == pytest.approx(0.8 * 1.2 / 1.0, abs=0.01)
 
 
 def test_factors_are_bounded_and_1_without_samples() -> None:
     wild = Fixed(np.array([-100.0] * 50 + [0.001] * 50))
-    assert holdout.interval_factors(Answers([-1, 0, 1]), wild, LEVELS, ALONE).tolist() == [1.6, 0.8]
+    assert holdout.interval_factors(Answers([-1, 0, 1]), wild, LEVELS, ALONE, 0, 1).tolist() == [1.6, 0.8]
     one_sided = Fixed(np.full(10, 0.9))
-    assert holdout.interval_factors(Answers([-1, 0, 1]), one_sided, LEVELS, ALONE)[0] == 1.0
+    assert holdout.interval_factors(Answers([-1, 0, 1]), one_sided, LEVELS, ALONE, 0, 1)[0] == 1.0
 
 
 def test_few_samples_widen_rather_than_narrow() -> None:
     """With 3 scores no finite factor holds 80 % for sure: ceil(4 * 0.8) = 4 > 3, so the bound is used."""
-    assert holdout.interval_factors(Answers([-1, 0, 1]), Fixed(np.array([0.5, 0.6, 0.7])), LEVELS, ALONE)[1] == 1.6
+    assert (
+        holdout.interval_factors(Answers([-1, 0, 1]), Fixed(np.array([0.5, 0.6, 0.7])), LEVELS, ALONE, 0, 1)[1] == 1.6
+    )
 
 
-@pytest.mark.parametrize(("better", "expected"), [(1.0, 1.0), (0.55, 0.5), (0.8, 0.8), (-1.0, 0.5)])
-def test_the_network_is_trusted_as_far_as_it_was_right(better: float, expected: float) -> None:
-    """The labels lie at `better` times its median: nearer to the anchor when that is as good, at most half."""
-    samples = Fixed(np.full(20, better))
-    assert holdout.trust(Answers([0.5, 1.0, 1.5]), samples, ALONE) == expected
-
-
-def test_a_median_that_does_not_matter_is_halved() -> None:
+def test_an_odd_week_does_not_decide() -> None:
+    """Four weeks with scores up to 1, one with scores up to 3: the factor is that of the usual week."""
     random = np.random.default_rng(0)
-    noise = Fixed(random.normal(0, 1000, 4000))
-    assert holdout.trust(Answers([0.5, 1.0, 1.5]), noise, ALONE) == 0.5
-
-
-def test_calibration_of_a_network_that_is_half_right() -> None:
-    center, lower, upper = holdout.calibration(Answers([0, 1, 2]), Fixed(np.full(9, 0.5)), LEVELS, ALONE)
-    assert (center, lower) == (0.5, 0.8), "no error at all: the narrowest interval"
-    assert 0.8 <= upper <= 1.6
+    target = random.uniform(0, 1, 50_000)
+    week = np.repeat(np.arange(5), 10_000)
+    target[week == 2] *= 3
+    upper = holdout.interval_factors(Answers([-1, 0, 1]), Fixed(target, day=7 * week), LEVELS, ALONE, 28, 5)[1]
+    assert upper == pytest.approx(0.8, abs=0.02)
+    pooled = holdout.interval_factors(Answers([-1, 0, 1]), Fixed(target), LEVELS, ALONE, 0, 1)[1]
+    assert pooled > 0.9

@@ -120,7 +120,7 @@ def test_too_little_history_to_hold_out_means_all_epochs_and_no_calibration(
     train.run_plan(plan)
     loaded = bundle.load(plan.fits[0].out)
     assert "too little history to hold 62 weeks out" in caplog.text
-    assert loaded.metadata.factors == (1.0, 1.0, 1.0)
+    assert loaded.metadata.factors == (1.0, 1.0)
     assert loaded.metadata.metrics["epochs"] == 6
     assert loaded.metadata.metrics["val_wmape"] is None
 
