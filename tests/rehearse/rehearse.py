@@ -3,8 +3,6 @@
 Needs Linux, root, kubectl and a PostgreSQL server: every pod gets a network namespace, its mounts, and a user id that
 no image knows. Where Kubernetes and its operators add something to a pod (Ray's command, torchrun's addresses, the
 model's volume), so does this file.
-
-    python tests/rehearse/rehearse.py [--full]      --full: the demo data and epochs of the manifests
 """
 
 import argparse
@@ -28,7 +26,6 @@ from cluster import NAMESPACE, Pod, configmaps, pods, resources
 from kube_api import KubernetesApi
 
 UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-SMALL = {"data": ["--stores=6", "--depts=5"], "NUM_EPOCHS": "2"}
 
 
 def step(text: str) -> None:
@@ -171,14 +168,13 @@ class Rehearsal:
     cluster: Cluster
     items: list[dict[str, Any]]
     pods: dict[str, Pod]
-    full: bool
 
     def one(self, kind: str) -> dict[str, Any]:
         (item,) = [item for item in self.items if item["kind"] == kind]
         return item
 
 
-def prepare(folder: Path, full: bool) -> Rehearsal:
+def prepare(folder: Path) -> Rehearsal:
     """The cluster before the first command: addresses for every pod, and for every Service, headless ones included."""
     items = resources("base")
     cluster = Cluster(folder, {}, configmaps(items))
@@ -189,7 +185,7 @@ def prepare(folder: Path, full: bool) -> Rehearsal:
         cluster.service(service, name)
     cluster.service("feast-ray-head-svc", "feast-ray-head")  # KubeRay's and KServe's
     cluster.service("sales-forecast-predictor", "sales-forecast")
-    rehearsal = Rehearsal(cluster, items, every, full)
+    rehearsal = Rehearsal(cluster, items, every)
     for rank in range(rehearsal.one("TrainJob")["spec"]["trainer"]["numNodes"]):
         cluster.address(f"sales-training-node-{rank}-0", f"sales-training-node-{rank}-0.sales-training")
     for name in every:
@@ -234,12 +230,8 @@ def infrastructure(rehearsal: Rehearsal) -> list[Process]:
 
 def data(rehearsal: Rehearsal) -> None:
     step("kubectl apply -f manifests/05-dataprep-job.yaml")
-    dataprep = rehearsal.pods["feast-dataprep"]
-    if not rehearsal.full:
-        (first,) = [item for item in dataprep.spec["initContainers"] if item["name"] == "data"]
-        dataprep = changed(dataprep, "data", command=[*first["command"], *SMALL["data"]])
     for _ in range(2):  # applied twice
-        rehearsal.cluster.start(dataprep)
+        rehearsal.cluster.start(rehearsal.pods["feast-dataprep"])
         step("job/feast-dataprep is complete")
 
 
@@ -247,8 +239,6 @@ def training(rehearsal: Rehearsal) -> None:
     step("kubectl apply -f manifests/06-trainjob.yaml")
     job = rehearsal.one("TrainJob")
     less = {"OMP_NUM_THREADS": "1"}  # this machine has fewer cores than a node
-    if not rehearsal.full:
-        less["NUM_EPOCHS"] = SMALL["NUM_EPOCHS"]
     nodes = [
         process
         for rank in range(job["spec"]["trainer"]["numNodes"])
@@ -269,8 +259,8 @@ def serving(rehearsal: Rehearsal) -> Process:
     return server
 
 
-def rehearse(folder: Path, full: bool) -> None:
-    rehearsal = prepare(folder, full)
+def rehearse(folder: Path) -> None:
+    rehearsal = prepare(folder)
     stay = infrastructure(rehearsal)
     data(rehearsal)
     check(rehearsal, "ray_access", "feast-dataprep")
@@ -299,7 +289,6 @@ def check(rehearsal: Rehearsal, name: str, pod_name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the demo data and epochs of the manifests")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if os.geteuid() != 0 or sys.platform != "linux":
@@ -309,7 +298,7 @@ def main() -> None:
         raise SystemExit(subprocess.run(inside, check=False).returncode)
     folder = new_folder()
     try:
-        rehearse(folder, arguments.full)
+        rehearse(folder)
     finally:
         if "KEEP_LOGS" in os.environ:
             run("cp", "-r", str(folder / "containers"), os.environ["KEEP_LOGS"])
