@@ -38,7 +38,11 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a bundle says of itself. `factors` multiply the lower and the upper half-widths of the intervals."""
+    """What a bundle says of itself.
+
+    `factors` multiply the lower and the upper half-widths of the intervals, `trust` the median's distance from the
+    anchor.
+    """
 
     config: TrainConfig
     country: str
@@ -47,6 +51,7 @@ class Metadata:
     fit_digest: str
     factors: tuple[float, float]
     metrics: dict[str, float | None]
+    trust: float = 1.0
     planned: tuple[str, ...] = ()  # columns of planned inputs among the features
 
 
@@ -115,11 +120,11 @@ class Bundle:
         return Forecast(quantiles, target_weeks(frame, weeks), self.levels, inputs.fallback[:, :weeks])
 
     def _calibrated(self, quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Distances from the median times the factor of their side."""
+        """The median times the trust in it, and distances from it times the factor of their side."""
         median = quantiles[..., self.network.median, None]
         lower, upper = self.metadata.factors
         distance = quantiles - median
-        return np.asarray(median + distance * np.where(distance < 0, lower, upper))
+        return np.asarray(self.metadata.trust * median + distance * np.where(distance < 0, lower, upper))
 
 
 def network(scaler: Scaler, config: TrainConfig) -> QuantileMLP:
@@ -215,6 +220,7 @@ def load(folder: Path, part: str = FINAL) -> Bundle:
         fit_digest=described["fit_digest"],
         factors=(described["factors"][0], described["factors"][1]),
         metrics=described["metrics"],
+        trust=described["trust"],
         planned=tuple(described["planned"]),
     )
     scaler = Scaler.from_dict(json.loads((folder / SCALERS).read_text())[part])

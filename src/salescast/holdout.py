@@ -16,6 +16,7 @@ from salescast.model import QuantileMLP
 
 BATCH = 8192
 BINS, WIDEST = 4000, 4.0  # the histogram of error ratios: steps of 0.001; nothing above 4 is told apart
+TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)  # factors of the median that are tried
 BOUNDS = (0.8, 1.6)  # a factor outside says more about the held-out weeks than about the interval
 
 
@@ -37,20 +38,40 @@ def wmape(network: QuantileMLP, samples: Samples, group: Group) -> float:
     return float(missed / total) if total > 0 else float("nan")
 
 
+def trust(network: QuantileMLP, samples: Samples, group: Group) -> float:
+    """How far to follow the network away from the anchor: the factor of its median with the least held-out error.
+
+    Little history holds few different weeks: what was learned from them may be worse than the anchor in those to
+    come, and then the anchor forecasts. 1 without samples.
+    """
+    sums = np.zeros(len(TRUST))
+    for batch, quantiles in _forecasts(network, samples):
+        error = (batch.target[:, None] - quantiles[:, network.median, None] * torch.tensor(TRUST)).abs()
+        sums += (error * batch.unit[:, None]).sum(dim=0, dtype=torch.float64).cpu().numpy()
+    sums = group.sum(sums)
+    return TRUST[int(np.argmin(sums))] if sums.any() else 1.0
+
+
 def interval_factors(
-    network: QuantileMLP, samples: Samples, levels: tuple[float, ...], group: Group, last: int, weeks: int
+    network: QuantileMLP,
+    samples: Samples,
+    levels: tuple[float, ...],
+    group: Group,
+    last: int,
+    weeks: int,
+    center: float = 1.0,
 ) -> NDArray[np.float64]:
     """Conformal factors [2] for the lower and upper half-widths (after Romano et al. 2019, with ratios as scores).
 
-    Of a week's labels above (below) the median, the share that the outer quantile promises lies within factor *
-    half-width of it; taken is the median over the held-out weeks. Series have much in common within a week: one odd
-    week (Easter, a storm) would widen all intervals if the labels were pooled. Clipped to BOUNDS; 1 where a side has
+    Of a week's labels above (below) `center` times the median, the share that the outer quantile promises lies within
+    factor * half-width of it; taken is the median over the held-out weeks. Series have much in common within a week:
+    one odd week (Easter, a storm) would widen all intervals if the labels were pooled. Clipped to BOUNDS; 1 where a side has
     no sample. `last`: the day of the last held-out week; `weeks`: how many there are.
     """
     counts = np.zeros((weeks, 2, BINS))
     for batch, quantiles in _forecasts(network, samples):
         median = quantiles[:, network.median]
-        error = batch.target - median
+        error = batch.target - center * median
         half = torch.where(error < 0, median - quantiles[:, 0], quantiles[:, -1] - median)
         bins = (error.abs() / half * (BINS / WIDEST)).clamp(max=BINS - 1).long().cpu().numpy()
         back = (last - batch.day.cpu().numpy()) // 7

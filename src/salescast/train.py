@@ -227,7 +227,8 @@ def search_phase(shard: Shard, last: int, run: Run, found: State) -> State:
     if min(run.group.sum([train_mask.sum(), test_mask.sum()])) == 0:
         if run.group.first:
             logger.warning("%s: too little history to hold %d weeks out", run.fit.name, run.config.holdout_weeks)
-        return {"epoch": run.config.epochs, "wmape": math.nan, "factors": [1.0, 1.0], "network": None, "scaler": None}
+        unknown = {"wmape": math.nan, "trust": 1.0, "factors": [1.0, 1.0], "network": None, "scaler": None}
+        return {"epoch": run.config.epochs} | unknown
     scaler = fit_scaler(shard, train_mask, run.group)
     trainer = Trainer(
         select(shard, train_mask, scaler, run.group.device), scaler, run.config, run.config.epochs, run.group
@@ -236,10 +237,11 @@ def search_phase(shard: Shard, last: int, run: Run, found: State) -> State:
     best = train("search", trainer, held_out, run, found, {})
     network = trainer.average.network
     network.load_state_dict(best["network"])
+    center = holdout.trust(network, held_out, run.group)
     factors = holdout.interval_factors(
-        network, held_out, run.config.quantiles, run.group, last, run.config.holdout_weeks
+        network, held_out, run.config.quantiles, run.group, last, run.config.holdout_weeks, center
     )
-    return best | {"factors": factors.tolist(), "scaler": scaler.to_dict()}
+    return best | {"trust": center, "factors": factors.tolist(), "scaler": scaler.to_dict()}
 
 
 def write(plan: Plan, fit: Fit, scaler: Scaler, final: State, search: State) -> None:
@@ -257,6 +259,7 @@ def write(plan: Plan, fit: Fit, scaler: Scaler, final: State, search: State) -> 
             "train_loss": final["loss"],
             "val_wmape": search["wmape"] if math.isfinite(search["wmape"]) else None,
         },
+        trust=float(search["trust"]),
         planned=tuple(planned_columns(scan(plan.training).collect_schema().names())),
     )
     # Without held-out weeks there is no other model than the final one.

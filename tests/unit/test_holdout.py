@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from salescast import holdout
 from salescast.dataset import Batch, Samples
@@ -75,3 +77,15 @@ def test_an_odd_week_does_not_decide() -> None:
     assert upper == pytest.approx(0.8, abs=0.02)
     pooled = holdout.interval_factors(Answers([-1, 0, 1]), Fixed(target), LEVELS, ALONE, 0, 1)[1]
     assert pooled > 0.9
+
+
+@given(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=20), st.floats(-2, 2, width=32))
+def test_trust_is_the_factor_with_the_least_error(targets: list[float], median: float) -> None:
+    samples = Fixed(np.array(targets), unit=10)
+    found = holdout.trust(Answers([median - 1, median, median + 1]), samples, ALONE)
+    errors = {factor: sum(abs(y - factor * median) for y in targets) for factor in holdout.TRUST}
+    assert errors[found] <= min(errors.values()) + 1e-4
+
+
+def test_a_network_worse_than_the_anchor_is_not_followed() -> None:
+    assert holdout.trust(Answers([1.0, 2.0, 3.0]), Fixed(np.array([-0.1, 0.1, 0.0])), ALONE) == 0.0
