@@ -1,6 +1,7 @@
 """The manifests as the cluster sees them: rendered resources, pod templates, and what the operators add to them."""
 
 import functools
+import re
 import shutil
 import subprocess
 import sys
@@ -29,9 +30,19 @@ Resource = dict[str, Any]
 
 
 @functools.cache
-def rendered(folder: str) -> str:
+def kubectl() -> str:
+    """Why it cannot render these kustomizations; '' when it can."""
     if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed, so the manifests cannot be rendered")
+        return "kubectl is not installed"
+    client = subprocess.run(["kubectl", "version", "--client"], capture_output=True, text=True, check=False).stdout
+    major, minor = re.search(r"v(\d+)\.(\d+)", client).groups()  # type: ignore[union-attr]
+    return "" if (int(major), int(minor)) >= (1, 24) else f"kubectl {major}.{minor} is too old, 1.24 renders them"
+
+
+@functools.cache
+def rendered(folder: str) -> str:
+    if reason := kubectl():
+        pytest.skip(f"{reason}, so the manifests were not rendered")
     command = ["kubectl", "kustomize", str(MANIFESTS / folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
