@@ -12,6 +12,7 @@ import os
 import platform
 import tempfile
 import time
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def sums(forecasts: pl.DataFrame, errors: pl.DataFrame, sales: pl.DataFrame, sto
 def main() -> None:
     options = arguments()
     origins = [date.fromisoformat(origin) for origin in options.origins.split(",")]
-    config = TrainConfig(horizon=options.horizon, members=options.seeds)
+    config = TrainConfig(horizon=options.horizon, members=options.seeds, epochs=8, batch_size=1024)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         work = Workdir(Path(folder))
@@ -149,7 +150,7 @@ def main() -> None:
         for name in filter(None, options.others.split(",")):
             frames += [OTHERS[name](training, origin, options.horizon) for origin in origins]
         if not options.no_base:
-            base = TrainConfig(feature_service=TRAINING_SERVICE, horizon=options.horizon)
+            base = replace(config, feature_service=TRAINING_SERVICE, linear=False)
             frames.append(fitted(work, base, origins, BASE)[0])
         whole = pl.concat(
             [frame.select(frames[0].columns).with_columns(pl.col("horizon").cast(pl.Int32)) for frame in frames]

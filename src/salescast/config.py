@@ -142,11 +142,11 @@ class TrainConfig:
     linear: bool = True
     epochs: int = 20
     batch_size: int = 512
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
     ema: float = 0.99
-    patience: int = 5
+    patience: int = 0
     holdout_weeks: int = 13
     min_history: int = 4
     seed: int = 42
