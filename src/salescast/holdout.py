@@ -65,8 +65,8 @@ def interval_factors(
 
     Of a week's labels above (below) `center` times the median, the share that the outer quantile promises lies within
     factor * half-width of it; taken is the median over the held-out weeks. Series have much in common within a week:
-    one odd week (Easter, a storm) would widen all intervals if the labels were pooled. Clipped to BOUNDS; 1 where a side has
-    no sample. `last`: the day of the last held-out week; `weeks`: how many there are.
+    one odd week (Easter, a storm) would widen all intervals if the labels were pooled. Clipped to BOUNDS; 1 where a
+    side has no sample. `last`: the day of the last held-out week; `weeks`: how many there are.
     """
     counts = np.zeros((weeks, 2, BINS))
     for batch, quantiles in _forecasts(network, samples):

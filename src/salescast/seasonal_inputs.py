@@ -72,23 +72,26 @@ def build(frame: pl.DataFrame, horizon: int, calendar: Calendar) -> Prepared:
 
 
 def date_shift(weeks: NDArray[np.datetime64], calendar: Calendar) -> NDArray[np.float64]:
-    """How much of the week 53 weeks earlier belongs to the same dates of last year, [..], 1/7 or 2/7.
+    """How much of the week 53 (below zero: 51) weeks earlier belongs to the same dates of last year, [..].
 
-    52 weeks are 364 days, a day or two short of a year: the week's dates began that much earlier last year. 0 where
-    the week or the one before it holds a holiday that was exactly 364 days earlier, too: such weeks follow the
-    weekday, not the date.
+    52 weeks are 364 days, a day or two short of a year: the week's dates began that much earlier last year, 1/7 or
+    2/7 of it. Weeks of holidays bound to a weekday follow that, not the date: 0 where the week or the one before it
+    holds a holiday that was exactly 364 days earlier, too; 1 (-1) where it holds one that was 53 (51) weeks earlier,
+    and in the week beside it whose 52 weeks lead to last year's holiday.
     """
     months = weeks.astype("datetime64[M]")
     day = weeks - months.astype("datetime64[D]")
     year_ago = (months - np.timedelta64(12, "M")).astype("datetime64[D]") + day
     days_short = (weeks - year_ago).astype(np.int64) - 7 * SEASON
-    bound = np.zeros(weeks.shape, dtype=bool)
-    for name, days in zip(calendar.names, calendar.days, strict=True):
-        if name in headline(calendar):
-            same = days[np.isin(days - SEASON * WEEK, days)]
-            for end in (weeks, weeks - WEEK):
-                bound |= np.searchsorted(same, end, "right") > np.searchsorted(same, end - WEEK, "right")
-    return np.where(bound, 0.0, days_short / 7)
+    shift: NDArray[np.float64] = days_short / 7
+    for gap, value, other in ((SEASON, 0.0, -WEEK), (SEASON + 1, 1.0, WEEK), (SEASON - 1, -1.0, -WEEK)):
+        for name, days in zip(calendar.names, calendar.days, strict=True):
+            if name in headline(calendar):
+                moved = days[np.isin(days - gap * WEEK, days)]
+                for end in (weeks, weeks + other):
+                    held = np.searchsorted(moved, end, "right") > np.searchsorted(moved, end - WEEK, "right")
+                    shift = np.where(held, value, shift)
+    return shift
 
 
 def headline(calendar: Calendar) -> tuple[str, ...]:
@@ -145,8 +148,8 @@ def _parts(frame: pl.DataFrame, horizon: int, shift: Array) -> _Parts:
 
 def _same_dates(around: tuple[Array, Array, Array], shift: Array) -> Array:
     """Last year's values on the target week's dates: from the two weeks that held them."""
-    before, same, _ = around
-    return np.asarray(same + shift * np.nan_to_num(before - same))
+    before, same, after = around
+    return np.asarray(same + np.abs(shift) * np.nan_to_num(np.where(shift < 0, after, before) - same))
 
 
 def _profiles(frame: pl.DataFrame, group: str, horizon: int, shift: Array) -> dict[int, Array]:

@@ -427,13 +427,13 @@ def shift_of(day: date) -> float:
 
 @given(st.dates(date(2000, 1, 1), date(2050, 1, 1)))
 def test_date_shift_is_the_days_a_year_is_longer_than_52_weeks(day: date) -> None:
-    """Where it is not 0: as many days as the same date a year ago lies before the day 364 days ago."""
+    """Where no holiday moves it by whole weeks: as many days as the same date a year ago lies before 364 days ago."""
     found = shift_of(day)
     try:
         year_ago = day.replace(year=day.year - 1)
     except ValueError:  # 29 February
         year_ago = date(day.year - 1, 3, 1)
-    assert found in (0.0, pytest.approx(((day - timedelta(364)) - year_ago).days / 7))
+    assert found in (-1.0, 0.0, 1.0, pytest.approx(((day - timedelta(364)) - year_ago).days / 7))
 
 
 def test_weeks_of_holidays_bound_to_a_weekday_are_not_shifted() -> None:
@@ -443,3 +443,26 @@ def test_weeks_of_holidays_bound_to_a_weekday_are_not_shifted() -> None:
     assert shift_of(date(2011, 12, 30)) == pytest.approx(1 / 7)  # Christmas goes by the date
     assert shift_of(date(2012, 5, 4)) == pytest.approx(2 / 7)  # 29 February lies between
     assert shift_of(date(2012, 9, 7)) == 0.0  # Labor Day
+
+
+def test_weeks_of_a_holiday_that_moved_by_a_week_follow_it() -> None:
+    assert shift_of(date(2024, 11, 29)) == 1.0  # Thanksgiving on the 28th, in 2023 on the 23rd: 53 weeks earlier
+    assert shift_of(date(2024, 11, 22)) == 1.0  # 52 weeks earlier was Thanksgiving, which this week is not
+    assert shift_of(date(2024, 11, 15)) == pytest.approx(2 / 7)
+    assert shift_of(date(2022, 2, 18)) == 1.0  # Super Bowl on 2022-02-13, in 2021 on 02-07: 371 days
+
+
+@given(st.dates(date(2000, 1, 1), date(2050, 1, 1)))
+def test_a_week_shifted_whole_holds_the_holidays_of_the_week_it_is_read_from(day: date) -> None:
+    """Against the published flag: reading week t - 52 - shift never pairs Thanksgiving with a week without it."""
+    shift = shift_of(day)
+    if shift in (1.0, -1.0):
+        source = day - timedelta(weeks=52 + int(shift))
+        here, there = (holds_thanksgiving(week) for week in (day, source))
+        assert here == there or abs(shift_of(day + timedelta(7))) == 1.0
+
+
+def holds_thanksgiving(week: date) -> bool:
+    days = CALENDAR.days[CALENDAR.names.index("Thanksgiving Day")]
+    end = np.datetime64(week, "D")
+    return bool(((days > end - np.timedelta64(7, "D")) & (days <= end)).any())
