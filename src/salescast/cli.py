@@ -4,7 +4,7 @@ import logging
 import sys
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.logging import RichHandler
@@ -14,6 +14,8 @@ from salescast.config import TrainConfig, Workdir, settings
 from salescast.errors import UserError
 from salescast.locking import locked
 from salescast.schema import TRAINING_SERVICE, TRAINING_SERVICE_SEASONAL
+
+INTERRUPTED: Final = 130
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Make demo data, or bring your own.")
@@ -369,12 +371,13 @@ def main() -> None:
     """Entry point: user errors become one line and exit code 1, an interrupt becomes 130."""
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Typer has turned a KeyboardInterrupt into this
+            show.failure("interrupted; what was finished is kept, the same command goes on from there")
+        raise
     except UserError as error:
         show.failure(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        show.failure("interrupted; what was finished is kept, the same command goes on from there")
-        sys.exit(130)
     except OSError as error:
         show.failure(f"{error.strerror or error}: {error.filename or 'no file named'}; check space and permissions")
         sys.exit(1)

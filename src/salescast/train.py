@@ -307,6 +307,8 @@ def main(arguments: list[str] | None = None) -> int:
         return tell(tracking.unsent_message(plan), code) if code else 0
     except UserError as error:
         return tell(str(error), 1)
+    except KeyboardInterrupt:
+        return 130  # the launcher says what there is to say
 
 
 def tell(message: str, code: int) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_series_equal
 
 from salescast import bundle, forecast, retrieval, schema
 from salescast.config import Workdir
@@ -81,7 +82,8 @@ def test_online_features_are_the_offline_features_of_the_upcoming_week(finished_
     names = [name for name in offline.columns if name not in (*schema.KEYS, schema.TIMESTAMP)]
     assert set(names) == set(answer) - set(schema.KEYS)
     for name in names:
-        assert answer[name] == pytest.approx(offline[name].to_list(), nan_ok=True), name
+        online = pl.Series(name, answer[name], dtype=offline[name].dtype)
+        assert_series_equal(online, offline[name], rel_tol=1e-6)
 
 
 def test_the_champion_bundle_forecasts_what_the_backtest_of_its_kind_would(finished_run: Finished) -> None:
