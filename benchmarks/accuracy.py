@@ -54,7 +54,9 @@ def fitted(work: Workdir, config: TrainConfig, origins: list[date], name: str) -
         rows = evaluate.base_rows(training, origin)
         model = bundle.load(folder)
         frames.append(evaluate.frame_of(model.predict(rows), rows, name))
-        print(f"{name} {origin}: {model.metadata.metrics}, interval factors {model.metadata.factors}")
+        print(
+            f"{name} {origin}: factors {model.metadata.factors}, trust {model.metadata.trust}, {model.metadata.metrics}"
+        )
         tried = bundle.load(folder, bundle.BEST)
         for back in range(1, config.holdout_weeks):
             rows = evaluate.base_rows(training, origin - timedelta(weeks=back))

@@ -17,6 +17,7 @@ from salescast.model import QuantileMLP
 BATCH = 8192
 BINS, WIDEST = 4000, 4.0  # the histogram of error ratios: steps of 0.001; nothing above 4 is told apart
 TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)  # factors of the median that are tried
+TIE = 0.05
 BOUNDS = (0.8, 1.6)  # a factor outside says more about the held-out weeks than about the interval
 
 
@@ -39,17 +40,18 @@ def wmape(network: QuantileMLP, samples: Samples, group: Group) -> float:
 
 
 def trust(network: QuantileMLP, samples: Samples, group: Group) -> float:
-    """How far to follow the network away from the anchor: the factor of its median with the least held-out error.
+    """How far to follow the network away from the anchor: the largest factor of its median that is nearly the best.
 
     Little history holds few different weeks: what was learned from them may be worse than the anchor in those to
-    come, and then the anchor forecasts. 1 without samples.
+    come, and then the anchor forecasts. Nearly: an error up to TIE above the least one. The network that forecasts
+    has learned from the held-out weeks, too, and is better than the one tried here. 1 without samples.
     """
     sums = np.zeros(len(TRUST))
     for batch, quantiles in _forecasts(network, samples):
         error = (batch.target[:, None] - quantiles[:, network.median, None] * torch.tensor(TRUST)).abs()
         sums += (error * batch.unit[:, None]).sum(dim=0, dtype=torch.float64).cpu().numpy()
     sums = group.sum(sums)
-    return TRUST[int(np.argmin(sums))] if sums.any() else 1.0
+    return max(factor for factor, error in zip(TRUST, sums, strict=True) if error <= (1 + TIE) * sums.min())
 
 
 def interval_factors(
