@@ -24,7 +24,7 @@ import salescast
 from salescast.config import TrainConfig
 from salescast.errors import UserError
 from salescast.files import replace_dir
-from salescast.frames import target_weeks
+from salescast.frames import Columns
 from salescast.inputs import build
 from salescast.model import QuantileMLP, Scaler
 from salescast.weeks import calendar
@@ -86,8 +86,8 @@ class Bundle:
     def levels(self) -> tuple[float, ...]:
         return self.metadata.config.quantiles
 
-    def predict(self, frame: pl.DataFrame, horizon: int | None = None) -> Forecast:
-        """Forecast the `horizon` weeks (default: all) from each row of `frame`: keys, event_timestamp and features.
+    def predict(self, rows: pl.DataFrame | Columns, horizon: int | None = None) -> Forecast:
+        """Forecast the `horizon` weeks (default: all) from each of `rows`: keys, event_timestamp and features.
 
         A row's forecast does not depend on the other rows (to 1e-6 relative). NaN where a row has no finite anchor.
         Raises UserError for a horizon outside 1..H and for missing columns.
@@ -96,7 +96,7 @@ class Bundle:
         if not 1 <= weeks <= self.horizon:
             raise UserError(f"horizon must be 1 to {self.horizon} weeks for this model, got {horizon}")
         config = self.metadata.config
-        inputs = build(frame, config.feature_service, self.horizon, calendar(self.metadata.country))
+        inputs = build(rows, config.feature_service, self.horizon, calendar(self.metadata.country))
         if (*inputs.base_names, *inputs.step_names) != self.scaler.names:
             raise UserError(
                 f"the inputs made from {config.feature_service!r} are not those the model was trained on; "
@@ -104,11 +104,11 @@ class Bundle:
             )
         codes = self.scaler.encode(inputs)
         base, step = torch.from_numpy(inputs.base), torch.from_numpy(inputs.step)
-        out = np.empty((frame.height, weeks, len(self.levels)))
+        out = np.empty((len(base), weeks, len(self.levels)))
         horizons = self.scaler.horizons(weeks)
-        rows = max(1, CHUNK // weeks)
-        for at in range(0, frame.height, rows):
-            part = slice(at, min(at + rows, frame.height))
+        size = max(1, CHUNK // weeks)
+        for at in range(0, len(base), size):
+            part = slice(at, min(at + size, len(base)))
             n = part.stop - at
             numeric = torch.cat([base[part].unsqueeze(1).expand(n, weeks, -1), step[part, :weeks]], dim=2).flatten(0, 1)
             index = torch.cat([codes[part].repeat_interleave(weeks, dim=0), horizons.repeat(n).unsqueeze(1)], dim=1)
@@ -117,7 +117,7 @@ class Bundle:
             out[part] = answer.view(n, weeks, -1).numpy()
         scale, anchor = inputs.unit[:, :weeks, None], inputs.anchor[:, :weeks, None]
         quantiles = anchor + scale * self._calibrated(out)
-        return Forecast(quantiles, target_weeks(frame, weeks), self.levels, inputs.fallback[:, :weeks])
+        return Forecast(quantiles, inputs.weeks[:, :weeks], self.levels, inputs.fallback[:, :weeks])
 
     def _calibrated(self, quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
         """The median times the trust in it, and distances from it times the factor of their side."""

@@ -18,9 +18,9 @@ from torch import Tensor
 from salescast.config import TrainConfig
 from salescast.distributed import Group
 from salescast.errors import UserError
-from salescast.frames import LEVEL
+from salescast.frames import CATEGORIES, LEVEL
 from salescast.inputs import Inputs, build
-from salescast.model import Scaler, categories
+from salescast.model import Scaler
 from salescast.schema import KEYS, LABEL, TIMESTAMP
 from salescast.weeks import Calendar
 
@@ -142,8 +142,8 @@ def _assemble(
         base[here], step[here], unit[here], fallback[here] = part.base, part.step, part.unit, part.fallback
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             target[here] = (label[here] - part.anchor) / part.unit
-        for name, column in categories(part).items():
-            raw.setdefault(name, []).append(column)
+        for name, column in part.categories.items():
+            raw.setdefault(name, []).append(pl.Series(name, column))
         at = here.stop
     usable = np.isfinite(target) & np.isfinite(unit)
     lost = int((np.isfinite(label) & ~usable).sum())
@@ -293,9 +293,8 @@ def select(shard: Shard, mask: NDArray[np.bool_], scaler: Scaler, device: torch.
         rows, used = np.zeros(1, dtype=np.int64), np.ones((1, shard.horizon), dtype=bool)
     codes = []
     for name, local in shard.codes.items():
-        known_codes = scaler.code(name)
-        table = np.array([0, *(known_codes.get(value, 0) for value in shard.values[name])], dtype=np.int64)
-        codes.append(table[local])
+        table = scaler.code(name, pl.Series(shard.values[name], dtype=CATEGORIES[name]).to_arrow())
+        codes.append(np.concatenate([[0], table])[local])
     return Samples(
         shard,
         torch.from_numpy(rows),

@@ -223,9 +223,9 @@ class _Cut:
 
     def __init__(self, served: Served, rows: OnlineRows, max_age_days: float | None) -> None:
         self.served, self.rows, self.max_age_days = served, rows, max_age_days
-        if rows.frame.height:
-            self.forecast = served.model.predict(rows.frame)
-            weeks = rows.frame[schema.TIMESTAMP].dt.epoch("us").to_numpy() / 1e6
+        weeks = rows.columns[schema.TIMESTAMP].astype(np.int64) / 1e6
+        if len(weeks):
+            self.forecast = served.model.predict(rows.columns)
             self.age_days = np.maximum(time.time() - weeks, 0.0) / DAY
             FEATURE_AGE.set(self.age_days.max())
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -9,11 +10,17 @@ import polars as pl
 from numpy.typing import NDArray
 
 from salescast.errors import UserError
-from salescast.schema import TIMESTAMP
+from salescast.schema import KEY_TYPES, STORE_FEATURES, TIMESTAMP
+from salescast.weeks import Calendar
 
 Array = NDArray[np.floating[Any]]  # float64, or float32 where it is [n, H] and there are many
+# Features of n rows by name, NaN = missing: numbers float64 [n], lists float32 [n, width] (width 0: all are missing),
+# the week datetime64 [n]; categories are Arrow arrays, null = missing.
+Columns = Mapping[str, Any]
+WeekFunction = Callable[[NDArray[np.datetime64], Calendar], Mapping[str, NDArray[Any]]]
 
 LARGEST: Final = 1e6  # of an input: anything beyond is as good as infinite, and no infinity reaches the network
+CATEGORIES: Final = {**KEY_TYPES, "store_type": STORE_FEATURES["store_type"], "region": STORE_FEATURES["region"]}
 MAX_ONE_HOT: Final = 13  # horizons with an input of their own
 WEEK: Final = np.timedelta64(7, "D")
 SEASONAL, PROFILE, LEVEL = 0, 1, 2  # which anchor a forecast uses
@@ -30,15 +37,32 @@ class Prepared:
     fallback: NDArray[np.int8]  # [n, H]
 
 
-def target_weeks(frame: pl.DataFrame, horizon: int) -> NDArray[np.datetime64]:
-    """The weeks each row forecasts, datetime64[D] [n, H]: its own and those after it."""
-    first = frame[TIMESTAMP].dt.date().to_numpy().astype("datetime64[D]")
-    return np.asarray(first[:, None] + np.arange(horizon) * WEEK, "datetime64[D]")
+def columns(frame: pl.DataFrame) -> Columns:
+    """The columns of a retrieved frame. Raises UserError where the lists of one column differ in length."""
+    return {series.name: _column(series) for series in frame.get_columns()}
 
 
-def column(frame: pl.DataFrame, name: str) -> Array:
-    """A numeric column as float64 [n], NaN = missing."""
-    return frame[name].to_numpy().astype(np.float64)
+def _column(series: pl.Series) -> Any:
+    if series.name in CATEGORIES:
+        return series.cast(CATEGORIES[series.name]).to_arrow()
+    if series.name == TIMESTAMP:
+        return series.to_numpy()
+    if not isinstance(series.dtype, pl.List):
+        return series.to_numpy().astype(np.float64)
+    values = series.to_arrow()
+    known = values.is_valid().to_numpy(zero_copy_only=False)
+    lengths = np.unique(np.diff(values.offsets.to_numpy())[known])
+    if len(lengths) > 1:
+        raise UserError(f"feature {series.name} holds lists of {lengths} weeks; build the features again")
+    width = int(lengths[0]) if len(lengths) else 0
+    out = np.full((len(values), width), np.nan, dtype=np.float32)
+    out[known] = values.flatten().to_numpy(zero_copy_only=False).reshape(int(known.sum()), width)
+    return out
+
+
+def target_weeks(first: NDArray[np.datetime64], horizon: int) -> NDArray[np.datetime64]:
+    """The weeks that rows of the weeks `first` [n] forecast, datetime64[D] [n, H]: their own and those after it."""
+    return np.asarray(first.astype("datetime64[D]")[:, None] + np.arange(horizon) * WEEK, "datetime64[D]")
 
 
 def first_known(*candidates: Array) -> Array:
@@ -58,9 +82,10 @@ def stack(named: Mapping[str, Array]) -> NDArray[np.float32]:
     """Named arrays of one shape side by side along a last axis, float32."""
     first = next(iter(named.values()))
     out = np.empty((*first.shape, len(named)), dtype=np.float32)
-    for position, values in enumerate(named.values()):
-        np.clip(values, -LARGEST, LARGEST, out=out[..., position], casting="same_kind")
-    return out
+    with np.errstate(over="ignore"):
+        for position, values in enumerate(named.values()):
+            out[..., position] = values
+    return np.clip(out, -LARGEST, LARGEST, out=out)
 
 
 def horizon_inputs(shape: tuple[int, ...]) -> dict[str, Array]:
@@ -71,24 +96,25 @@ def horizon_inputs(shape: tuple[int, ...]) -> dict[str, Array]:
     return {name: np.broadcast_to(values, shape).astype(np.float64) for name, values in named.items()}
 
 
-def per_week(
-    weeks: NDArray[np.datetime64], function: Callable[[NDArray[np.datetime64]], Mapping[str, NDArray[Any]]]
-) -> dict[str, Array]:
+def per_week(weeks: NDArray[np.datetime64], function: WeekFunction, calendar: Calendar) -> dict[str, Array]:
     """A calendar function of each distinct week, spread over `weeks`: thousands of rows share a few weeks."""
     distinct, where = np.unique(weeks, return_inverse=True)
     where = where.reshape(weeks.shape)
-    return {name: values.astype(np.float64)[where] for name, values in function(distinct).items()}
+    return {name: values[where] for name, values in _known_weeks(function, distinct.tobytes(), calendar).items()}
 
 
-def lists(frame: pl.DataFrame, name: str, width: int) -> Array:
+@lru_cache(maxsize=64)  # a server asks for the same weeks at every request
+def _known_weeks(function: WeekFunction, weeks: bytes, calendar: Calendar) -> dict[str, Array]:
+    named = function(np.frombuffer(weeks, "datetime64[D]"), calendar)
+    return {name: values.astype(np.float64) for name, values in named.items()}
+
+
+def lists(rows: Columns, name: str, width: int) -> Array:
     """The first `width` values of a list column, [n, width], NaN = missing. Raises UserError when lists are shorter."""
-    # Through Arrow and not by Polars expressions: a server calls this for some 20 columns of one row.
-    values = frame[name].to_arrow()
-    known = values.is_valid().to_numpy(zero_copy_only=False)
-    lengths = np.unique(np.diff(values.offsets.to_numpy())[known])
-    whole = int(lengths[0]) if len(lengths) else width
-    if whole < width or len(lengths) > 1:
-        raise UserError(f"feature {name} holds {lengths} weeks, not {width}; build the features for a longer horizon")
-    out = np.full((len(values), whole), np.nan, dtype=np.float32)
-    out[known] = values.flatten().to_numpy(zero_copy_only=False).reshape(-1, whole)
-    return np.ascontiguousarray(out[:, :width])
+    values: Array = rows[name]
+    whole = values.shape[1]
+    if whole == 0:
+        return np.full((len(values), width), np.nan, dtype=np.float32)
+    if whole < width:
+        raise UserError(f"feature {name} holds {whole} weeks, not {width}; build the features for a longer horizon")
+    return values[:, :width]

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from salescast import seasonal_inputs
 from salescast.errors import UserError
 from salescast.frames import (
+    CATEGORIES,
     LEVEL,
     Array,
+    Columns,
     Prepared,
-    column,
+    columns,
     first_known,
     horizon_inputs,
     per_week,
@@ -30,6 +33,7 @@ from salescast.schema import (
     INFERENCE_SERVICE,
     INFERENCE_SERVICE_SEASONAL,
     KEYS,
+    PLANNED,
     SEASONAL_FEATURES,
     STORE_FEATURES,
     TIMESTAMP,
@@ -37,8 +41,6 @@ from salescast.schema import (
     TRAINING_SERVICE_SEASONAL,
 )
 from salescast.weeks import Calendar, published
-
-CATEGORIES = ("store_id", "dept_id", "store_type", "region")
 
 SERVICES = (TRAINING_SERVICE, INFERENCE_SERVICE, TRAINING_SERVICE_SEASONAL, INFERENCE_SERVICE_SEASONAL)
 
@@ -53,12 +55,13 @@ class Inputs:
     step_names: tuple[str, ...]
     anchor: NDArray[np.float64]  # [n, H], sales: the forecast of a network that answers 0
     unit: NDArray[np.float64]  # [n, H], sales, > 0
-    categories: dict[str, NDArray[np.object_]]  # name -> raw values [n], None = missing
+    categories: dict[str, pa.Array]  # name -> raw values [n], null = missing
     fallback: NDArray[np.int8]  # [n, H]: frames.SEASONAL, PROFILE or LEVEL
+    weeks: NDArray[np.datetime64]  # [n, H], forecast
 
 
-def build(frame: pl.DataFrame, service: str, horizon: int, calendar: Calendar) -> Inputs:
-    """Inputs for the rows of `frame` (keys, event_timestamp and the features of `service`; the label is not read).
+def build(rows: pl.DataFrame | Columns, service: str, horizon: int, calendar: Calendar) -> Inputs:
+    """Inputs for `rows` (keys, event_timestamp and the features of `service`; the label is not read).
 
     Row order is kept. Raises UserError for an unknown service, a horizon < 1 or missing columns.
     """
@@ -68,10 +71,15 @@ def build(frame: pl.DataFrame, service: str, horizon: int, calendar: Calendar) -
         raise UserError(f"unknown feature service {service!r}; known are {', '.join(SERVICES)}")
     seasonal = service in (TRAINING_SERVICE_SEASONAL, INFERENCE_SERVICE_SEASONAL)
     used = SEASONAL_FEATURES if seasonal else (*BASE_LEVELS, *BASE_RATIOS, *BASE_PLAIN)
-    missing = [name for name in (*KEYS, TIMESTAMP, *used, *STORE_FEATURES) if name not in frame.columns]
+    needed = (*KEYS, TIMESTAMP, *used, *STORE_FEATURES)
+    given = rows.columns if isinstance(rows, pl.DataFrame) else rows
+    missing = [name for name in needed if name not in given]
     if missing:
         raise UserError(f"columns {missing} of feature service {service!r} are missing; retrieve the frame again")
-    prepared = (seasonal_inputs.build if seasonal else _published)(frame, horizon, calendar)
+    if isinstance(rows, pl.DataFrame):
+        rows = columns(rows.select(*needed, *(name for name in given if name.startswith(PLANNED))))
+    weeks = target_weeks(rows[TIMESTAMP], horizon)
+    prepared = (seasonal_inputs.build if seasonal else _published)(rows, weeks, calendar)
     return Inputs(
         base=stack(prepared.base),
         step=stack(prepared.step),
@@ -79,8 +87,9 @@ def build(frame: pl.DataFrame, service: str, horizon: int, calendar: Calendar) -
         step_names=tuple(prepared.step),
         anchor=prepared.anchor.astype(np.float64),
         unit=prepared.unit.astype(np.float64),
-        categories={name: np.array(frame[name].to_list(), dtype=object) for name in CATEGORIES},
+        categories={name: rows[name] for name in CATEGORIES},
         fallback=prepared.fallback,
+        weeks=weeks,
     )
 
 
@@ -104,20 +113,19 @@ BASE_PLAIN = {
 }
 
 
-def _published(frame: pl.DataFrame, horizon: int, calendar: Calendar) -> Prepared:
+def _published(rows: Columns, weeks: NDArray[np.datetime64], calendar: Calendar) -> Prepared:
     """Anchor: the mean of the last 4 weeks. Unit: its size plus the standard deviation of these weeks."""
-    mean, std = column(frame, "rolling_mean_4w"), column(frame, "rolling_std_4w")
-    lags = {name: column(frame, name) for name in BASE_LEVELS}
+    mean, std = rows["rolling_mean_4w"], rows["rolling_std_4w"]
+    lags = {name: rows[name] for name in BASE_LEVELS}
     level = first_known(mean, *lags.values(), np.zeros_like(mean))
     scale = positive(np.abs(level) + np.nan_to_num(std))
     base: dict[str, Array] = {f"{group}:{name}": (lags[name] - level) / scale for name, group in BASE_LEVELS.items()}
     base |= {"rolling:level": level / scale, "rolling:std": std / scale}
-    base |= {f"{group}:{name}": column(frame, name) for name, group in BASE_PLAIN.items()}
-    base["store:log_size"] = np.log(positive(column(frame, "store_size")))
-    weeks = target_weeks(frame, horizon)
+    base |= {f"{group}:{name}": rows[name] for name, group in BASE_PLAIN.items()}
+    base["store:log_size"] = np.log(positive(rows["store_size"]))
     step = horizon_inputs(weeks.shape) | {
         f"{'holiday' if 'holiday' in name else 'calendar'}:{name}": values
-        for name, values in per_week(weeks, lambda week: published(week, calendar)).items()
+        for name, values in per_week(weeks, published, calendar).items()
     }
-    anchor, unit = (np.repeat(values[:, None], horizon, axis=1) for values in (level, scale))
+    anchor, unit = (np.repeat(values[:, None], weeks.shape[1], axis=1) for values in (level, scale))
     return Prepared(base, step, anchor, unit, np.full(weeks.shape, LEVEL, dtype=np.int8))

@@ -7,15 +7,21 @@ behind the server alike.
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, Self
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding, relu, softplus
 
+from salescast.frames import CATEGORIES
 from salescast.inputs import Inputs
-from salescast.schema import KEY_TYPES, STORE_FEATURES
 
 CLIP = 5.0  # standard deviations
 EMBEDDING = 8  # dimensions of a category, including the horizon
@@ -51,27 +57,26 @@ class Scaler:
         """How many codes there are besides 0."""
         return sum(len(known) for known in self.vocabulary.values())
 
-    def code(self, name: str) -> dict[int | str, int]:
-        """The codes of a category's values: 1, 2, ... over all categories; 0 stands for unknown and missing."""
-        before = list(self.vocabulary)[: list(self.vocabulary).index(name)]
-        start = 1 + sum(len(self.vocabulary[other]) for other in before)
-        return {value: start + i for i, value in enumerate(self.vocabulary[name])}
+    @cached_property
+    def _known(self) -> dict[str, tuple[int, pa.Array]]:
+        """By category its first code and its values; codes 1, 2, ... go on over all categories."""
+        first = accumulate((len(values) for values in self.vocabulary.values()), initial=1)
+        arrays = {name: pl.Series(values, dtype=CATEGORIES.get(name)) for name, values in self.vocabulary.items()}
+        return {name: (start, values.to_arrow()) for start, (name, values) in zip(first, arrays.items(), strict=False)}
+
+    def code(self, name: str, values: pa.Array) -> NDArray[np.int64]:
+        """The codes of a category's values [n]; 0 stands for unknown and missing."""
+        start, known = self._known[name]
+        return np.asarray(pc.index_in(values, known).fill_null(-start).to_numpy() + start, np.int64)
 
     def encode(self, inputs: Inputs) -> Tensor:
         """The categories of n rows as int64 [n, categories but the horizon]."""
-        columns = categories(inputs).items()
-        codes = [values.replace_strict(self.code(name), default=0, return_dtype=pl.Int64) for name, values in columns]
-        return torch.stack([column.to_torch() for column in codes], dim=1)
+        codes = [self.code(name, values) for name, values in inputs.categories.items()]
+        return torch.from_numpy(np.stack(codes, axis=1))
 
     def horizons(self, weeks: int) -> Tensor:
         """The codes of horizons 0 .. weeks - 1, int64 [weeks]."""
-        return torch.tensor([self.code("horizon")[h] for h in range(weeks)])
-
-
-def categories(inputs: Inputs) -> dict[str, pl.Series]:
-    """The raw categories as typed columns, in the order of the network's embeddings."""
-    types = {**KEY_TYPES, **STORE_FEATURES}
-    return {name: pl.Series(name, values.tolist(), types[name]) for name, values in inputs.categories.items()}
+        return torch.arange(weeks) + self._known["horizon"][0]
 
 
 class QuantileMLP(nn.Module):

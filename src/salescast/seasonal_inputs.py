@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from salescast.frames import (
@@ -16,14 +15,13 @@ from salescast.frames import (
     SEASONAL,
     WEEK,
     Array,
+    Columns,
     Prepared,
-    column,
     first_known,
     horizon_inputs,
     lists,
     per_week,
     positive,
-    target_weeks,
 )
 from salescast.history import mean
 from salescast.schema import SEASON, WINDOWS
@@ -58,17 +56,17 @@ class _Parts:
     level_lift: Array
 
 
-def build(frame: pl.DataFrame, horizon: int, calendar: Calendar) -> Prepared:
+def build(rows: Columns, weeks: NDArray[np.datetime64], calendar: Calendar) -> Prepared:
     """anchor = 0.6 * last year's reconstruction * damped growth + 0.4 * recent level * department profile."""
-    weeks = target_weeks(frame, horizon)
-    shift = per_week(weeks, lambda week: {"": date_shift(week, calendar)})[""].astype(np.float32)
-    parts = _parts(frame, horizon, shift)
+    horizon = weeks.shape[1]
+    shift = per_week(weeks, _named_shift, calendar)[""].astype(np.float32)
+    parts = _parts(rows, horizon, shift)
     anchor, fallback = _anchor(parts)
     unit = positive((np.abs(anchor) + parts.scale[:, None]) / 2)
-    step = _candidates(frame, parts, anchor, unit) | _step_inputs(frame, parts, anchor, horizon)
-    step |= _week_inputs(weeks, calendar) | _planned_inputs(frame, horizon)
-    days = lists(frame, "planned__open_days", horizon) if "planned__open_days" in frame.columns else np.float32(1.0)
-    return Prepared(_base_inputs(frame, parts), step, anchor * days, np.maximum(unit * days, CLOSED), fallback)
+    step = _candidates(rows, parts, anchor, unit) | _step_inputs(rows, parts, anchor, horizon)
+    step |= horizon_inputs(weeks.shape) | per_week(weeks, _week_inputs, calendar) | _planned_inputs(rows, horizon)
+    days = lists(rows, "planned__open_days", horizon) if "planned__open_days" in rows else np.float32(1.0)
+    return Prepared(_base_inputs(rows, parts), step, anchor * days, np.maximum(unit * days, CLOSED), fallback)
 
 
 def date_shift(weeks: NDArray[np.datetime64], calendar: Calendar) -> NDArray[np.float64]:
@@ -94,6 +92,10 @@ def date_shift(weeks: NDArray[np.datetime64], calendar: Calendar) -> NDArray[np.
     return shift
 
 
+def _named_shift(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str, NDArray[np.float64]]:
+    return {"": date_shift(weeks, calendar)}
+
+
 def headline(calendar: Calendar) -> tuple[str, ...]:
     """The holidays that have inputs of their own."""
     return HEADLINE_EVENTS.get(calendar.country, calendar.names[1:])
@@ -106,34 +108,34 @@ def _ratio(above: Array, below: Array) -> Array:
     return out
 
 
-def _growth(frame: pl.DataFrame, prefix: str) -> dict[int, Array]:
+def _growth(rows: Columns, prefix: str) -> dict[int, Array]:
     """This year over last year by window, 1 where a sum is not positive, [n] each."""
-    now, ago = (lists(frame, f"{prefix}growth_{year}", len(WINDOWS)) for year in ("now", "ago"))
+    now, ago = (lists(rows, f"{prefix}growth_{year}", len(WINDOWS)) for year in ("now", "ago"))
     bounded = np.where(now > 0, np.clip(np.nan_to_num(_ratio(now, ago), nan=1.0), *GROWTH_BOUNDS), np.float32(1.0))
     return {weeks: bounded[:, place] for weeks, place in PLACE.items()}
 
 
-def _around(frame: pl.DataFrame, name: str, horizon: int) -> tuple[Array, Array, Array]:
+def _around(rows: Columns, name: str, horizon: int) -> tuple[Array, Array, Array]:
     """Last year's values one week before, in, and one week after each target week, [n, H] each."""
-    values = lists(frame, name, horizon + 2)
+    values = lists(rows, name, horizon + 2)
     return values[:, :horizon], values[:, 1 : horizon + 1], values[:, 2:]
 
 
-def _parts(frame: pl.DataFrame, horizon: int, shift: Array) -> _Parts:
-    market = column(frame, "market_level").astype(np.float32)
-    scale = np.fmax(column(frame, "scale").astype(np.float32), SMALLEST * market)
-    level = lists(frame, "level", len(WINDOWS))
-    profile = _profiles(frame, "dept", horizon, shift)
-    store = _profiles(frame, "store", horizon, shift)
-    year, smooth = (_around(frame, name, horizon) for name in ("last_year", "denoised_last_year"))
+def _parts(rows: Columns, horizon: int, shift: Array) -> _Parts:
+    market = rows["market_level"].astype(np.float32)
+    scale = np.fmax(rows["scale"].astype(np.float32), SMALLEST * market)
+    level = lists(rows, "level", len(WINDOWS))
+    profile = _profiles(rows, "dept", horizon, shift)
+    store = _profiles(rows, "store", horizon, shift)
+    year, smooth = (_around(rows, name, horizon) for name in ("last_year", "denoised_last_year"))
     lifts = (
-        np.exp(lists(frame, name, horizon)) if name in frame.columns else np.ones((frame.height, horizon), np.float32)
+        np.exp(lists(rows, name, horizon)) if name in rows else np.float32(1.0)
         for name in ("planned__effect", "planned__level_effect")
     )
     lift, level_lift = (np.clip(np.nan_to_num(values, nan=1.0), 0.1, 10.0) for values in lifts)
     return _Parts(
         scale=np.asarray(positive(np.nan_to_num(scale)), np.float32),
-        growth=_growth(frame, ""),
+        growth=_growth(rows, ""),
         level={weeks: level[:, place] for weeks, place in PLACE.items()},
         profile={weeks: first_known(profile[weeks], store[weeks]) for weeks in profile},
         store_profile=store[13],
@@ -152,10 +154,10 @@ def _same_dates(around: tuple[Array, Array, Array], shift: Array) -> Array:
     return np.asarray(same + np.abs(shift) * np.nan_to_num(np.where(shift < 0, after, before) - same))
 
 
-def _profiles(frame: pl.DataFrame, group: str, horizon: int, shift: Array) -> dict[int, Array]:
+def _profiles(rows: Columns, group: str, horizon: int, shift: Array) -> dict[int, Array]:
     """Last year's sales of a group on the target's dates over its mean of the weeks before the base week, by window."""
-    year = _same_dates(_around(frame, f"{group}_last_year", horizon), shift)
-    before = lists(frame, f"{group}_before", len(WINDOWS))
+    year = _same_dates(_around(rows, f"{group}_last_year", horizon), shift)
+    before = lists(rows, f"{group}_before", len(WINDOWS))
     return {weeks: np.clip(_ratio(year, before[:, place, None]), *PROFILE_BOUNDS) for weeks, place in PLACE.items()}
 
 
@@ -182,15 +184,15 @@ def _damped(parts: _Parts, weeks: int) -> Array:
     return np.asarray(1 + DAMPING * (parts.growth[weeks] - 1))[:, None]
 
 
-def _candidates(frame: pl.DataFrame, parts: _Parts, anchor: Array, unit: Array) -> dict[str, Array]:
+def _candidates(rows: Columns, parts: _Parts, anchor: Array, unit: Array) -> dict[str, Array]:
     """Other forecasts of the same week, [n, H] each, as their distance from the anchor in units."""
     before, same, after = parts.around
     year = parts.year
     lift, level_lift, level = parts.lift, parts.level_lift, {k: v[:, None] for k, v in parts.level.items()}
     growth = _damped(parts, 13)
-    now, ago = (lists(frame, f"growth_{name}", len(WINDOWS)) for name in ("now", "ago"))
+    now, ago = (lists(rows, f"growth_{name}", len(WINDOWS)) for name in ("now", "ago"))
     gained = {weeks: (now - ago)[:, [place]] for weeks, place in PLACE.items()}
-    dept, store, total = (_growth(frame, f"{name}_")[13] for name in ("dept", "store", "total"))
+    dept, store, total = (_growth(rows, f"{name}_")[13] for name in ("dept", "store", "total"))
     pooled_growth = np.asarray(1 + DAMPING * (dept * store / total - 1))[:, None]
     named = {
         "last_year:same_dates": year * lift,
@@ -210,30 +212,27 @@ def _candidates(frame: pl.DataFrame, parts: _Parts, anchor: Array, unit: Array) 
         named[f"last_year:gained_{weeks}"] = (year + gained[weeks]) * lift
     for weeks in (4, 8, 13):
         named[f"level:mean_{weeks}"] = level[weeks] * level_lift
-    recent = lists(frame, "recent", 4)
+    recent = lists(rows, "recent", 4)
     for lag in range(4):
         named[f"level:lag_{lag + 1}"] = recent[:, [lag]] * level_lift
-    return {name: _bounded((values - anchor) / unit) for name, values in named.items()}
+    distance = (np.stack([np.broadcast_to(values, anchor.shape) for values in named.values()]) - anchor) / unit
+    return dict(zip(named, np.clip(distance, -CANDIDATE_BOUND, CANDIDATE_BOUND, out=distance), strict=True))
 
 
-def _bounded(values: Array) -> Array:
-    return np.clip(values, -CANDIDATE_BOUND, CANDIDATE_BOUND)
-
-
-def _base_inputs(frame: pl.DataFrame, parts: _Parts) -> dict[str, Array]:
+def _base_inputs(rows: Columns, parts: _Parts) -> dict[str, Array]:
     """Growth, size and noise of the series, [n] each."""
     named = {f"growth:own_{weeks}": np.log(parts.growth[weeks]) for weeks in (1, 4, 8, 13, 26)}
     for group in ("dept", "store"):
-        growth = _growth(frame, f"{group}_")
+        growth = _growth(rows, f"{group}_")
         named |= {f"pooled:{group}_growth_{weeks}": np.log(growth[weeks]) for weeks in (4, 8, 13)}
-    noise = {name: column(frame, name).astype(np.float32) / parts.scale for name in NOISE}
-    market = positive(np.nan_to_num(column(frame, "market_level")))
+    noise = {name: rows[name].astype(np.float32) / parts.scale for name in NOISE}
+    market = positive(np.nan_to_num(rows["market_level"]))
     return (
         named
         | {f"level:{name}": values for name, values in noise.items()}
         | {
             "level:log_scale": np.log(parts.scale / market),
-            "store:log_size": np.log(positive(column(frame, "store_size"))),
+            "store:log_size": np.log(positive(rows["store_size"])),
         }
     )
 
@@ -241,9 +240,9 @@ def _base_inputs(frame: pl.DataFrame, parts: _Parts) -> dict[str, Array]:
 NOISE = ("deviation", "denoise_error", "naive_error", "naive_bias")
 
 
-def _step_inputs(frame: pl.DataFrame, parts: _Parts, anchor: Array, horizon: int) -> dict[str, Array]:
+def _step_inputs(rows: Columns, parts: _Parts, anchor: Array, horizon: int) -> dict[str, Array]:
     """Shape of the season around the target week, [n, H] each."""
-    before, year, after = _around(frame, "dept_last_year", horizon)
+    before, year, after = _around(rows, "dept_last_year", horizon)
     return {
         "level:log_anchor": np.log(np.maximum(anchor / parts.scale[:, None], 0.05)),
         "pooled:log_dept_profile": np.log(np.maximum(parts.profile[13], 0.02)),
@@ -252,34 +251,28 @@ def _step_inputs(frame: pl.DataFrame, parts: _Parts, anchor: Array, horizon: int
     }
 
 
-def _week_inputs(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str, Array]:
-    """The calendar of the target week and of the same week last year, [n, H] each."""
-
-    def named(week: NDArray[np.datetime64]) -> dict[str, NDArray[Any]]:
-        last_year = week - SEASON * WEEK
-        held = holidays_in_week(week, calendar)
-        offset, offset_last_year = easter_offset(week, calendar), easter_offset(last_year, calendar)
-        return (
-            {f"holiday:{name}": held[:, i] for i, name in enumerate(calendar.names) if name in headline(calendar)}
-            | {f"holiday:easter_{k:+d}": offset == k for k in EASTER_WEEKS}
-            | {f"holiday:easter_last_year_{k:+d}": offset_last_year == k for k in EASTER_WEEKS}
-            | {"calendar:month_start_days": month_start_days(week)}
-            | {"calendar:month_start_days_last_year": month_start_days(last_year)}
-        )
-
-    return horizon_inputs(weeks.shape) | per_week(weeks, named)
+def _week_inputs(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str, NDArray[Any]]:
+    """The calendar of target weeks and of the same weeks last year."""
+    last_year = weeks - SEASON * WEEK
+    held = holidays_in_week(weeks, calendar)
+    offset, offset_last_year = easter_offset(weeks, calendar), easter_offset(last_year, calendar)
+    return (
+        {f"holiday:{name}": held[:, i] for i, name in enumerate(calendar.names) if name in headline(calendar)}
+        | {f"holiday:easter_{k:+d}": offset == k for k in EASTER_WEEKS}
+        | {f"holiday:easter_last_year_{k:+d}": offset_last_year == k for k in EASTER_WEEKS}
+        | {"calendar:month_start_days": month_start_days(weeks)}
+        | {"calendar:month_start_days_last_year": month_start_days(last_year)}
+    )
 
 
-def _planned_inputs(frame: pl.DataFrame, horizon: int) -> dict[str, Array]:
+def _planned_inputs(rows: Columns, horizon: int) -> dict[str, Array]:
     """Planned inputs of the target week, and how they differ from last year's and the recent weeks', [n, H] each."""
     suffix = "_last_year"
-    names = [
-        name.removesuffix(suffix) for name in frame.columns if name.startswith("planned_") and name.endswith(suffix)
-    ]
+    names = [name.removesuffix(suffix) for name in rows if name.startswith("planned_") and name.endswith(suffix)]
     out: dict[str, Array] = {}
     for name in names:
-        ahead, before = lists(frame, name, horizon), lists(frame, name + suffix, horizon)
-        recent = column(frame, f"{name}_recent").astype(np.float32)[:, None]
+        ahead, before = lists(rows, name, horizon), lists(rows, name + suffix, horizon)
+        recent = rows[f"{name}_recent"].astype(np.float32)[:, None]
         short = name.removeprefix("planned_")
         out |= {
             f"planned:{short}": ahead,

@@ -169,8 +169,8 @@ def test_a_batch_holds_the_inputs_of_its_rows_and_horizons(shard: Shard) -> None
         assert torch.equal(batch.numeric[i].nan_to_num(-1), expected.nan_to_num(-1))
         assert batch.label[i] == shard.label[row, h]
         store = shard.values["store_id"][shard.codes["store_id"][row] - 1]
-        assert batch.codes[i, 0] == scaler.code("store_id")[store]
-        assert batch.codes[i, -1] == scaler.code("horizon")[h]
+        assert batch.codes[i, 0] == 1 + scaler.vocabulary["store_id"].index(store)
+        assert batch.codes[i, -1] == scaler.codes - 3 + h
 
 
 def test_values_that_are_no_numbers_are_not_learned_from(

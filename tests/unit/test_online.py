@@ -27,7 +27,7 @@ from salescast.online import (
     read_options,
     table_name,
 )
-from salescast.schema import KEY_TYPES, TIMESTAMP, TIMESTAMP_TYPE, planned_columns
+from salescast.schema import TIMESTAMP, planned_columns
 
 WEEK = datetime(2025, 1, 31, tzinfo=UTC)
 VIEWS = {
@@ -85,23 +85,48 @@ def test_rows_come_in_the_order_asked_with_types_and_week(database: Database) ->
     fill(database, [(1, 1), (1, 2), (-7, 2**31 - 1)])
     asked = [(1, 2), (9, 9), (-7, 2**31 - 1), (1, 2)]
     rows = reader(database).read(asked)
-    types = {**KEY_TYPES, TIMESTAMP: TIMESTAMP_TYPE, **{n: t for view in VIEWS.values() for n, t in view.items()}}
-    assert dict(rows.frame.schema) == types
+    names = ["store_id", "dept_id", TIMESTAMP, *(name for view in VIEWS.values() for name in view)]
+    assert list(rows.columns) == names
     assert rows.position.tolist() == [0, -1, 1, 2]
     assert rows.incomplete == {}
-    assert rows.frame.select("store_id", "dept_id").rows() == [(1, 2), (-7, 2**31 - 1), (1, 2)]
-    assert rows.frame[TIMESTAMP].to_list() == [WEEK] * 3
-    assert rows.frame["lag_1"].to_list() == [1.5, float(np.float32(-7 + (2**31 - 1) / 4)), 1.5]
-    assert rows.frame["store_size"][0] == 2**40 + 1
-    assert rows.frame["recent"][0].to_list() == [1.0, None, 1.0]
+    ids = [rows.columns[name].to_pylist() for name in ("store_id", "dept_id")]
+    assert list(zip(*ids, strict=True)) == [(1, 2), (-7, 2**31 - 1), (1, 2)]
+    assert rows.columns[TIMESTAMP].tolist() == [WEEK.replace(tzinfo=None)] * 3
+    assert rows.columns["lag_1"].tolist() == [1.5, float(np.float32(-7 + (2**31 - 1) / 4)), 1.5]
+    assert rows.columns["store_size"][0] == 2**40 + 1
+    np.testing.assert_array_equal(rows.columns["recent"][0], np.array([1.0, np.nan, 1.0], np.float32))
 
 
 def test_a_null_is_a_null_and_never_zero(database: Database) -> None:
     fill(database, [(1, 1)])
     put(database, "sales_features", {(1, 1): {"lag_1": None, "month": None}})
     put(database, "seasonal_features", {(1, 1): {"recent": None}})
-    frame = reader(database).read([(1, 1)]).frame
-    assert frame.select("lag_1", "month", "recent").row(0) == (None, None, None)
+    columns = reader(database).read([(1, 1)]).columns
+    np.testing.assert_array_equal([columns["lag_1"][0], columns["month"][0]], [np.nan, np.nan])
+    assert columns["recent"].shape == (1, 0)
+    put(database, "store_features", {(1, 1): {"store_type": None, "store_size": None}})
+    fill(database, [(1, 2)])
+    columns = reader(database).read([(1, 1), (1, 2)]).columns
+    assert columns["store_type"].to_pylist() == [None, "A"]
+    np.testing.assert_array_equal(columns["recent"], np.array([[np.nan] * 3, [1.0, np.nan, 1.0]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("view", "record"),
+    [
+        ("sales_features", {"lag_1": "much", "month": 1}),
+        ("sales_features", {"lag_1": [1.0], "month": 1}),
+        ("store_features", {"store_type": 3, "store_size": 1}),
+        ("seasonal_features", {"recent": ["much", 1.0, 1.0]}),
+        ("seasonal_features", {"recent": 1.0}),
+    ],
+)
+def test_what_is_no_feature_is_an_error(database: Database, view: str, record: dict[str, object]) -> None:
+    fill(database, [(1, 1), (1, 2)])
+    put(database, view, {(1, 2): record})
+    for asked in ([(1, 1), (1, 2)], [(1, 2)]):
+        with pytest.raises(StoreDownError, match=f"view {view} holds what is no feature: .*; materialize again"):
+            reader(database).read(asked)
 
 
 def test_a_view_without_the_series_makes_it_incomplete(database: Database) -> None:
@@ -124,7 +149,14 @@ def test_views_of_different_weeks_are_not_mixed(database: Database) -> None:
 def test_a_feature_that_the_store_lacks_is_an_error(database: Database) -> None:
     fill(database, [(1, 1), (1, 2)])
     put(database, "sales_features", {(1, 2): {"month": 1}})
-    with pytest.raises(StoreDownError, match=r"sales_features has no feature \['lag_1'\]; apply and materialize again"):
+    with pytest.raises(StoreDownError, match=r"sales_features has no feature 'lag_1'; apply and materialize again"):
+        reader(database).read([(1, 1), (1, 2)])
+
+
+def test_lists_of_different_lengths_are_an_error(database: Database) -> None:
+    fill(database, [(1, 1), (1, 2)])
+    put(database, "seasonal_features", {(1, 2): {"recent": [1.0]}})
+    with pytest.raises(StoreDownError, match="view seasonal_features holds what is no feature"):
         reader(database).read([(1, 1), (1, 2)])
 
 
@@ -134,10 +166,10 @@ def test_planned_inputs_come_along(database: Database) -> None:
     put(database, "seasonal_features", {(1, 1): record})
     planned = planned_columns(["planned_promo", "planned_promo_recent", "other"])
     views = VIEWS | {"seasonal_features": {**VIEWS["seasonal_features"], **planned}}
-    frame = OnlineReader(database, "p", views).read([(1, 1)]).frame
-    assert frame["planned_promo"][0].to_list() == [0.0, 1.0]
-    assert frame["planned_promo_recent"].to_list() == [0.5]
-    assert "other" not in frame.columns
+    columns = OnlineReader(database, "p", views).read([(1, 1)]).columns
+    assert columns["planned_promo"].tolist() == [[0.0, 1.0]]
+    assert columns["planned_promo_recent"].tolist() == [0.5]
+    assert "other" not in columns
 
 
 def test_tables_that_are_not_there_are_a_store_that_is_down(database: Database) -> None:
