@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -10,71 +9,39 @@ import typer
 from rich.logging import RichHandler
 
 from salescast import show
-from salescast.config import TrainConfig, Workdir, settings
+from salescast.config import settings
 from salescast.errors import UserError
 from salescast.locking import locked
-from salescast.schema import TRAINING_SERVICE, TRAINING_SERVICE_SEASONAL
+from salescast.options import (
+    CountryOption,
+    CutoffsOption,
+    DataOption,
+    FeaturesOption,
+    HorizonOption,
+    JsonOption,
+    OpenDaysOption,
+    PlannedOption,
+    RenameOption,
+    SalesHelp,
+    SeedOption,
+    SeedsOption,
+    ServiceOption,
+    SkipOption,
+    StoresOption,
+    WorkdirOption,
+    config_of,
+    dates_of,
+    mapping_of,
+    names_of,
+    workdir_of,
+)
+from salescast.schema import TRAINING_SERVICE_SEASONAL
 
 INTERRUPTED: Final = 130
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Make demo data, or bring your own.")
 app.add_typer(data_app, name="data")
-
-WorkdirOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--workdir", help="Folder of everything a pipeline makes.", envvar="SALESCAST_WORKDIR", show_default="shared"
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Dataset folder.", show_default="WORKDIR/data/raw")]
-HorizonOption = Annotated[int, typer.Option(min=1, max=52, help="Weeks ahead.")]
-ServiceOption = Annotated[
-    str,
-    typer.Option(
-        "--feature-service", help=f"{TRAINING_SERVICE_SEASONAL}, or {TRAINING_SERVICE} for the published base."
-    ),
-]
-SeedsOption = Annotated[int, typer.Option(min=1, help="Networks in the ensemble (one bundle, one forward pass).")]
-CutoffsOption = Annotated[
-    str | None,
-    typer.Option(help="Last weeks seen, comma-separated dates; by default quarterly, as many as the data allow."),
-]
-
-
-def _workdir(root: Path | None) -> Workdir:
-    return Workdir((root or settings().workdir).resolve())
-
-
-def _dates(text: str) -> list[date]:
-    try:
-        return [datetime.strptime(part.strip(), "%Y-%m-%d").date() for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--cutoffs must be dates like 2012-01-27,2012-04-27, got {text!r}") from None
-
-
-def _mapping(pairs: list[str]) -> dict[str, str]:
-    """`Store=shop_id` pairs: the name this program knows, the name in the file."""
-    split = [pair.partition("=") for pair in pairs]
-    wrong = [pair for pair, (name, sign, column) in zip(pairs, split, strict=True) if not (name and sign and column)]
-    if wrong:
-        raise UserError(f"--map must be NAME=COLUMN, such as Store=shop_id, got {wrong[0]!r}")
-    return {name: column for name, _, column in split}
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",")) if text else ()
-
-
-def _config(service: str, horizon: int, seeds: int) -> TrainConfig:
-    return TrainConfig(
-        feature_service=service,
-        horizon=horizon,
-        members=seeds,
-        epochs=settings().num_epochs,
-        batch_size=settings().batch_size,
-    )
 
 
 @app.callback()
@@ -95,10 +62,10 @@ def _root(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log wha
 @data_app.command("generate")
 def data_generate(
     out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
-    stores: Annotated[int, typer.Option(min=1)] = 45,
-    depts: Annotated[int, typer.Option(min=1)] = 14,
-    weeks: Annotated[int, typer.Option(min=1)] = 104,
-    seed: int = 42,
+    stores: Annotated[int, typer.Option(min=1, help="Stores.")] = 45,
+    depts: Annotated[int, typer.Option(min=1, help="Departments of each store.")] = 14,
+    weeks: Annotated[int, typer.Option(min=1, help="Weeks of sales.")] = 104,
+    seed: SeedOption = 42,
     as_json: JsonOption = False,
 ) -> None:
     """Generate demo data.
@@ -112,19 +79,15 @@ def data_generate(
 
 @data_app.command("import")
 def data_import(
-    sales: Annotated[Path, typer.Option(help="CSV or Parquet with Store, Dept, Date, Weekly_Sales.")],
+    sales: Annotated[Path, typer.Option(help=f"{SalesHelp}.")],
     out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
-    features: Annotated[
-        Path | None, typer.Option(help="CSV or Parquet with Store, Date and columns of the week.")
-    ] = None,
-    stores: Annotated[Path | None, typer.Option(help="CSV or Parquet with Store, Type, Size, Region.")] = None,
-    rename: Annotated[list[str], typer.Option("--map", help="NAME=COLUMN, when a column has another name.")] = [],  # noqa: B006
-    planned: Annotated[str | None, typer.Option(help="Columns known ahead, comma-separated.")] = None,
-    open_days: Annotated[str | None, typer.Option(help="The planned column with the open days of a week.")] = None,
-    country: Annotated[
-        str, typer.Option(help="Country of the holidays (ISO 3166, as the library `holidays` names it).")
-    ] = "US",
-    skip_bad_rows: Annotated[bool, typer.Option(help="Import the good rows although some are bad.")] = False,
+    features: FeaturesOption = None,
+    stores: StoresOption = None,
+    rename: RenameOption = [],  # noqa: B006
+    planned: PlannedOption = None,
+    open_days: OpenDaysOption = None,
+    country: CountryOption = "US",
+    skip_bad_rows: SkipOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Import sales of your own, checked row by row.
@@ -135,7 +98,7 @@ def data_import(
 
     report = ingest.import_sales(
         sales, features, stores, out,
-        mapping=_mapping(rename), planned=_names(planned), open_days=open_days,
+        mapping=mapping_of(rename), planned=names_of(planned), open_days=open_days,
         country=country, skip_bad_rows=skip_bad_rows,
     )  # fmt: skip
     show.import_report(report, out, as_json)
@@ -151,50 +114,53 @@ def build_features(
     """
     from salescast import pipeline
 
-    work = _workdir(workdir)
+    work = workdir_of(workdir)
     with locked(work.root):
         show.features(pipeline.features_stage(work, data or work.raw, horizon), as_json)
 
 
 @app.command("apply")
-def apply_repo(workdir: WorkdirOption = None) -> None:
+def apply_repo(workdir: WorkdirOption = None, as_json: JsonOption = False) -> None:
     """Register entities, views and services in Feast.
 
     Example: `salescast apply`
     """
     from salescast import retrieval
 
-    work = _workdir(workdir)
+    work = workdir_of(workdir)
     with locked(work.root):
         retrieval.apply(work)
-    show.done(f"applied {work.feature_repo}")
+    show.result(f"applied {work.feature_repo}", {"feature_repo": work.feature_repo}, as_json)
 
 
 @app.command("materialize")
-def materialize_features(workdir: WorkdirOption = None) -> None:
+def materialize_features(workdir: WorkdirOption = None, as_json: JsonOption = False) -> None:
     """Bring the upcoming week of every series into the online store.
 
     Example: `salescast materialize`
     """
     from salescast import retrieval
 
-    work = _workdir(workdir)
+    work = workdir_of(workdir)
     with locked(work.root):
         series = retrieval.materialize(work)
-    show.done(f"the upcoming week of {series:,} series is online")
+    show.result(f"the upcoming week of {series:,} series is online", {"series": series}, as_json)
 
 
 @app.command("retrieve")
-def retrieve_training_set(workdir: WorkdirOption = None, service: ServiceOption = TRAINING_SERVICE_SEASONAL) -> None:
+def retrieve_training_set(
+    workdir: WorkdirOption = None, service: ServiceOption = TRAINING_SERVICE_SEASONAL, as_json: JsonOption = False
+) -> None:
     """Retrieve the training set by a point-in-time join.
 
     Example: `salescast retrieve --feature-service training_features`
     """
     from salescast import retrieval
 
-    work = _workdir(workdir)
+    work = workdir_of(workdir)
     with locked(work.root):
-        show.done(f"training set in {retrieval.retrieve(work, service)}")
+        training = retrieval.retrieve(work, service)
+    show.result(f"training set in {training}", {"training": training}, as_json)
 
 
 @app.command("train")
@@ -212,10 +178,10 @@ def train_model(
     """
     from salescast import bundle, data, pipeline
 
-    work = _workdir(workdir)
+    work = workdir_of(workdir)
     with locked(work.root):
-        final = _dates(cutoff)[0] if cutoff else data.Dataset.read(work.data).last_week
-        trained = pipeline.train_stage(work, _config(service, horizon, seeds), [], final=final)
+        final = dates_of(cutoff)[0] if cutoff else data.Dataset.read(work.data).last_week
+        trained = pipeline.train_stage(work, config_of(service, horizon, seeds), [], final=final)
     show.trained(trained, bundle.read_metadata(trained.final)["metrics"], as_json)
 
 
@@ -238,13 +204,13 @@ def run_backtest(
     """
     from salescast import evaluate, pipeline
 
-    work = _workdir(workdir or (data and data / ".work"))
+    work = workdir_of(workdir or (data and data / ".work"))
     with locked(work.root):
         frame = pipeline.backtest(
             work,
             data or work.raw,
-            _config(service, horizon, seeds),
-            _dates(cutoffs) if cutoffs else None,
+            config_of(service, horizon, seeds),
+            dates_of(cutoffs) if cutoffs else None,
             out or work.backtest,
         )
     show.scores(evaluate.scores(frame), as_json)
@@ -258,7 +224,7 @@ def register_model(workdir: WorkdirOption = None, as_json: JsonOption = False) -
     """
     from salescast import pipeline
 
-    work = _workdir(workdir)
+    work = workdir_of(workdir)
     with locked(work.root):
         result = pipeline.register_stage(work)
     show.registration(result, as_json)
@@ -280,8 +246,27 @@ def serve_model(
     """
     from salescast import serve
 
-    work = _workdir(workdir)
+    work = workdir_of(workdir)
     serve.main(work, model_dir or work.models, port or settings().http_port, grpc_port or settings().grpc_port)
+
+
+@app.command("up")
+def up_everything(
+    workdir: WorkdirOption = None,
+    port: Annotated[int | None, typer.Option(help="Port of the forecasts.", show_default="8080")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="The same by gRPC.", show_default="8081")] = None,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow pages.")] = 5000,
+    feast_port: Annotated[int, typer.Option(help="Port of the Feast pages.")] = 8888,
+    as_json: JsonOption = False,
+) -> None:
+    """Forecast API, MLflow and Feast pages of a finished run, until Ctrl-C.
+
+    Example: `salescast up --workdir my-run`
+    """
+    from salescast import up
+
+    ports = up.Ports(port or settings().http_port, grpc_port or settings().grpc_port, mlflow_port, feast_port)
+    up.run(workdir_of(workdir), ports, lambda addresses: show.addresses(addresses, as_json))
 
 
 @app.command("forecast")
@@ -303,10 +288,11 @@ def show_forecast(
     """
     from salescast import forecast
 
-    work = _workdir(workdir)
+    work = workdir_of(workdir)
     if every:
         count = forecast.write_all(work, out or work.forecasts)
-        show.done(f"{count:,} forecasts in {out or work.forecasts}")
+        path = out or work.forecasts
+        show.result(f"{count:,} forecasts in {path}", {"forecasts": count, "file": path}, as_json)
         return
     if store is None:
         raise UserError("which store? give --store (and --dept), or --all for every series")
@@ -316,32 +302,33 @@ def show_forecast(
 
 
 @app.command("report")
-def build_report(workdir: WorkdirOption = None) -> None:
+def build_report(workdir: WorkdirOption = None, as_json: JsonOption = False) -> None:
     """Write the HTML report of the workdir.
 
     Example: `salescast report`
     """
     from salescast import report
 
-    show.done(f"report in {report.build(_workdir(workdir))}")
+    path = report.build(workdir_of(workdir))
+    show.result(f"report in {path}", {"report": path}, as_json)
 
 
 @app.command("run")
 def run_pipeline(
     workdir: WorkdirOption = None,
-    sales: Annotated[Path | None, typer.Option(help="CSV or Parquet of your own; without it, demo data.")] = None,
-    features: Annotated[Path | None, typer.Option()] = None,
-    stores: Annotated[Path | None, typer.Option()] = None,
-    rename: Annotated[list[str], typer.Option("--map")] = [],  # noqa: B006
-    planned: Annotated[str | None, typer.Option()] = None,
-    open_days: Annotated[str | None, typer.Option()] = None,
-    country: Annotated[str, typer.Option()] = "US",
-    skip_bad_rows: bool = False,
+    sales: Annotated[Path | None, typer.Option(help=f"{SalesHelp}; left out: demo data.")] = None,
+    features: FeaturesOption = None,
+    stores: StoresOption = None,
+    rename: RenameOption = [],  # noqa: B006
+    planned: PlannedOption = None,
+    open_days: OpenDaysOption = None,
+    country: CountryOption = "US",
+    skip_bad_rows: SkipOption = False,
     cutoffs: CutoffsOption = None,
     horizon: HorizonOption = 8,
     service: ServiceOption = TRAINING_SERVICE_SEASONAL,
     seeds: SeedsOption = 1,
-    seed: int = 42,
+    seed: SeedOption = 42,
     as_json: JsonOption = False,
 ) -> None:
     """The whole pipeline: data, features, retrieval, training, backtest, registry, forecasts, report, server.
@@ -356,14 +343,14 @@ def run_pipeline(
             return
         ingest.import_sales(
             sales, features, stores, out,
-            mapping=_mapping(rename), planned=_names(planned), open_days=open_days,
+            mapping=mapping_of(rename), planned=names_of(planned), open_days=open_days,
             country=country, skip_bad_rows=skip_bad_rows,
         )  # fmt: skip
 
-    work = _workdir(workdir)
-    dates = _dates(cutoffs) if cutoffs else None
+    work = workdir_of(workdir)
+    dates = dates_of(cutoffs) if cutoffs else None
     with locked(work.root), show.stages() as started:
-        summary = pipeline.run(work, source, _config(service, horizon, seeds), dates, started)
+        summary = pipeline.run(work, source, config_of(service, horizon, seeds), dates, started)
     show.summary(summary, as_json)
 
 

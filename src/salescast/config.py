@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
     # MLflow's own variable: the authority of a server whose certificate no public one signed.
     mlflow_certificate: Path | None = Field(default=None, validation_alias="MLFLOW_TRACKING_SERVER_CERT_PATH")
+    # Set by build systems: what a person would watch, a line for every epoch, is left out.
+    ci: str = Field(default="", validation_alias="CI")
     num_epochs: int = Field(default=20, ge=1, validation_alias="NUM_EPOCHS")
     batch_size: int = Field(default=512, ge=2, validation_alias="BATCH_SIZE")
     nproc_per_node: int = Field(default=2, ge=1, validation_alias="SALESCAST_NPROC")

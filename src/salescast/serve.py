@@ -29,7 +29,7 @@ def main(workdir: Workdir, model_dir: Path | None, http_port: int, grpc_port: in
     if not folder.is_dir():
         raise UserError(f"no model bundle in {folder}; run `salescast train` first or give --model-dir")
     for name, port in (("HTTP", http_port), ("gRPC", grpc_port)):
-        _check_free(name, port)
+        check_free(name, port)
     count = workers or settings().serve_workers
     if count > 1:
         # KServe's own workers are killed when they take more than 5 s to import, and leave gRPC to one process.
@@ -40,7 +40,8 @@ def main(workdir: Workdir, model_dir: Path | None, http_port: int, grpc_port: in
     server.run(folder, workdir.feature_repo, http_port, grpc_port)
 
 
-def _check_free(name: str, port: int) -> None:
+def check_free(name: str, port: int) -> None:
+    """Raises UserError naming the port when something listens on it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

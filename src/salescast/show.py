@@ -45,14 +45,30 @@ def as_json_or(values: Any, as_json: bool, text: Any) -> None:
         console.print(text)
 
 
+def result(text: str, values: dict[str, Any], as_json: bool) -> None:
+    """What a stage did, in a line."""
+    if as_json:
+        as_json_or(values, True, None)
+    else:
+        done(text)
+
+
+def addresses(found: dict[str, str], as_json: bool) -> None:
+    """Where `salescast up` can be reached, each on a line of its own so that a terminal can open it."""
+    lines = [f"[dim]{name:<9}[/] {escape(url)}" for name, url in found.items()]
+    as_json_or(found, as_json, "\n".join([*lines, "", "Ctrl-C stops all of it"]))
+
+
 @contextmanager
 def stages() -> Iterator[Any]:
-    """A spinner with the stage under way; yields the function that names it."""
+    """A spinner with the stage under way; yields the function that names it. Training shows a bar of its own."""
     with progress_console.status("starting") as status:
 
         def started(stage: str) -> None:
+            own = stage == "training"
             status.update(f"[bold]{stage}[/] ...")
-            if not progress_console.is_terminal:
+            (status.stop if own else status.start)()
+            if own or not progress_console.is_terminal:
                 progress_console.print(f"{stage} ...")
 
         yield started

@@ -16,19 +16,22 @@ import math
 import os
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.utils import clip_grad_norm_
 
 from salescast import bundle, holdout, tracking
 from salescast.checkpoint import Checkpoints
-from salescast.config import TrainConfig
+from salescast.config import TrainConfig, settings
 from salescast.dataset import Samples, Shard, day_number, fit_scaler, known, learned, load_shard, scan, select
 from salescast.distributed import Group, connect
 from salescast.errors import UserError
@@ -40,6 +43,7 @@ from salescast.weeks import calendar
 logger = logging.getLogger(__name__)
 
 EVER = -(10**6)  # a day number before all data
+Tell = Callable[[str, str], None]  # of an epoch: a few words, and a whole line
 State = dict[str, Any]  # tensors and plain values, as a checkpoint holds them
 
 
@@ -147,6 +151,7 @@ class Run:
     group: Group
     checkpoints: Checkpoints
     journal: tracking.Journal | None
+    tell: Tell
 
 
 def train(phase: str, trainer: Trainer, held_out: Samples | None, run: Run, found: State, done: State) -> State:
@@ -183,18 +188,34 @@ def train(phase: str, trainer: Trainer, held_out: Samples | None, run: Run, foun
 def report(
     phase: str, epoch: int, epochs: int, loss: float, wmape: float, rate: float, seconds: float, run: Run
 ) -> None:
-    """One line and one set of metrics an epoch; `rate` in samples per second."""
+    """What is seen of an epoch, and its metrics; `rate` in samples per second."""
     quality = f", held-out WMAPE {wmape:.2%}" if math.isfinite(wmape) else ""
-    logger.info(
-        "%s %s epoch %d/%d: loss %.5f%s, %.0f rows/s, %.0f s to go",
-        run.fit.name, phase, epoch + 1, epochs, loss, quality, rate, seconds * (epochs - epoch - 1),
-    )  # fmt: skip
+    run.tell(
+        f"{run.fit.name} {phase}, {rate:,.0f} rows/s",
+        f"{run.fit.name} {phase} epoch {epoch + 1}/{epochs}: loss {loss:.5f}{quality}, {rate:.0f} rows/s, "
+        f"{seconds * (epochs - epoch - 1):.0f} s to go",
+    )
     if run.journal:
         metrics = {"loss": loss, "rows_per_s": rate} | ({"val_wmape": wmape} if math.isfinite(wmape) else {})
         run.journal.metrics({f"{run.fit.name}/{phase}/{name}": value for name, value in metrics.items()}, epoch + 1)
 
 
-def run_fit(shard: Shard, plan: Plan, fit: Fit, group: Group, journal: tracking.Journal | None) -> None:
+@contextmanager
+def shown(first: bool, epochs: int) -> Iterator[Tell]:
+    """How rank 0 tells of its epochs: a bar on a terminal, a line each in a log, not at all in CI. Sets up logging."""
+    level = logging.INFO if first else logging.WARNING
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True) if first and sys.stderr.isatty() else None
+    with bar or nullcontext():  # which shows log lines above it if it has begun before logging
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+        if bar:
+            task, live = bar.add_task("training", total=epochs), bar
+            yield lambda words, _: live.update(task, description=words, advance=1)
+        else:
+            yield lambda _, line: None if settings().ci else logger.info(line)
+
+
+def run_fit(shard: Shard, plan: Plan, fit: Fit, group: Group, journal: tracking.Journal | None, tell: Tell) -> None:
     """Train one fit and write its bundle, going on from a checkpoint if there is one."""
     digest = plan.digest(fit)
     config = plan.config
@@ -205,7 +226,7 @@ def run_fit(shard: Shard, plan: Plan, fit: Fit, group: Group, journal: tracking.
         logger.info("%s goes on after epoch %d of phase %s", fit.name, found["epoch"], found["phase"])
     elif group.first:
         checkpoints.clear()
-    run = Run(fit, config, group, checkpoints, journal)
+    run = Run(fit, config, group, checkpoints, journal, tell)
     last = day_number(fit.cutoff)
     search = found["done"] if found.get("phase") == "final" else search_phase(shard, last, run, found)
     mask = learned(shard, known(shard, EVER, last, config.min_history), group)
@@ -280,15 +301,16 @@ def run_plan(plan: Plan | None) -> int:
     """
     with connect(plan.config.device if plan else "auto") as group:
         plan = group.from_first(plan)
-        level = logging.INFO if group.first else logging.WARNING
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-        with tracking.tracked(plan) if group.first else nullcontext() as journal:
-            finished = group.from_first([bundle.finished(fit.out, plan.digest(fit)) for fit in plan.fits])
+        finished = group.from_first([bundle.finished(fit.out, plan.digest(fit)) for fit in plan.fits])
+        with (
+            shown(group.first, 2 * plan.config.epochs * finished.count(False)) as tell,
+            tracking.tracked(plan) if group.first else nullcontext() as journal,
+        ):
             if not all(finished):
                 shard = load_shard(plan.training, plan.config, calendar(plan.country), group.rank, group.world)
             for fit, done in zip(plan.fits, finished, strict=True):
                 if not done:
-                    run_fit(shard, plan, fit, group, journal)
+                    run_fit(shard, plan, fit, group, journal, tell)
                 elif group.first:
                     logger.info("%s is finished already: %s", fit.name, fit.out)
                 if journal:
