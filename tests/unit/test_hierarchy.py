@@ -73,7 +73,7 @@ def test_intervals_know_what_errors_have_in_common(common: float) -> None:
 
 
 def test_coverage_of_new_sums() -> None:
-    sums = hierarchy.aggregate(frame(3, 120, common=0.5), frame(4, 120, common=0.5), STORES)
+    sums = hierarchy.aggregate(frame(3, 600, common=0.5), frame(4, 600, common=0.5), STORES)
     inside = sums.select(((pl.col("y") >= pl.col("p10")) & (pl.col("y") <= pl.col("p90"))).mean()).item()
     assert inside == pytest.approx(0.8, abs=0.05)
 
@@ -101,13 +101,26 @@ def test_unknown_actuals() -> None:
     assert without["p90"].equals(sums["p90"])
 
 
-def test_conformal_quantiles() -> None:
-    values = np.arange(1.0, 20.0)[None]  # 19 values: the ranks of 20 are exact
-    assert hierarchy.quantiles(values, (0.1, 0.9), 19).tolist() == [[2.0, 18.0]]
-    assert hierarchy.quantiles(values[:, :3], (0.1, 0.9), 3).tolist() == [[1.0, 3.0]]
-    many = np.arange(1.0, 1001.0)[None]
-    assert hierarchy.quantiles(many, (0.1, 0.9), 1000).tolist() == [[100.0, 901.0]]
-    assert hierarchy.quantiles(many, (0.1, 0.9), 9).tolist() == [[1.0, 1000.0]], "nine weeks, many scenarios"
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=50), st.sampled_from([0.5, 0.8, 0.9]))
+def test_conformal_quantile(errors: list[float], share: float) -> None:
+    """By its definition: the least error that as many do not exceed as a new one is to be among."""
+    found = hierarchy.conformal(np.array(errors), share)
+    enough = [e for e in errors if sum(other <= e for other in errors) >= (len(errors) + 1) * share]
+    assert found == min(enough, default=max(errors))
+
+
+def test_a_bias_of_the_past_is_expected_on_both_sides() -> None:
+    """All earlier sums were 5 % too low; the next ones may be too high."""
+    errors = frame(1, 8).with_columns(y=pl.col("yhat") * 1.05)
+    sums = hierarchy.aggregate(frame(2, 1), errors, STORES)
+    for name, factor in (("p10", 0.95), ("p90", 1.05)):
+        np.testing.assert_allclose(sums[name], sums["yhat"] * factor)
+
+
+def test_no_error_of_a_level_without_forecasts() -> None:
+    silent = frame(1, 4).with_columns(yhat=pl.lit(0.0))
+    sums = hierarchy.aggregate(frame(2, 1), silent, STORES)
+    assert sums["p10"].equals(sums["p90"])
 
 
 def test_horizons_without_errors_use_those_of_the_others() -> None:
