@@ -5,11 +5,20 @@ import socket
 from pathlib import Path
 
 import ray
+import tenacity
 
 from feast_asof.errors import AsofError
 
 CERTIFICATES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 SECONDS = 10
+
+# A busy head can be too slow to start the process that serves a client, or find its port taken: the next may be free.
+retry = tenacity.retry(
+    retry=tenacity.retry_if_exception_message(match="(?s).*Starting Ray client server failed"),
+    stop=tenacity.stop_after_attempt(3),
+    wait=tenacity.wait_fixed(2),
+    reraise=True,
+)
 
 
 def check_environment() -> None:
@@ -60,7 +69,7 @@ def connect(address: str | None) -> None:
     if address and ":" in address:
         check_reachable(address)
     try:
-        ray.init(address=address, log_to_driver=False)
+        retry(ray.init)(address=address, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise AsofError(f"cannot use the Ray cluster at {address or 'this machine'}: {hint(reason(error))}") from error
 

@@ -88,9 +88,8 @@ def bounds_of_ranges(view: View, source: Source, ranges: Mapping[str, tuple[Any,
     """The same from known (least, greatest) values of entity columns."""
     bounds = dict(key_bounds(view, source, ranges))
     if timestamp in ranges and not pa.types.is_string(ranges[timestamp][0].type):
-        values, unit = encode.instants(
-            pa.array([bound.as_py() for bound in ranges[timestamp]], ranges[timestamp][0].type)
-        )
+        # Scalars, not datetimes: with some packages imported, PyArrow 25 ignores the zones of a list of datetimes.
+        values, unit = encode.instants(pa.array(ranges[timestamp], ranges[timestamp][0].type))
         bounds[view.timestamp] = time_bounds(view, source, values[0].as_py(), values[1].as_py(), unit)
     return bounds
 
