@@ -125,8 +125,8 @@ def _parts(rows: Columns, horizon: int, shift: Array) -> _Parts:
     market = rows["market_level"].astype(np.float32)
     scale = np.fmax(rows["scale"].astype(np.float32), SMALLEST * market)
     level = lists(rows, "level", len(WINDOWS))
-    profile = _profiles(rows, "dept", horizon, shift)
-    store = _profiles(rows, "store", horizon, shift)
+    dept, store = (_profiles(rows, group, horizon, shift) for group in ("dept", "store"))
+    profile = first_known(dept, store)
     year, smooth = (_around(rows, name, horizon) for name in ("last_year", "denoised_last_year"))
     lifts = (
         np.exp(lists(rows, name, horizon)) if name in rows else np.float32(1.0)
@@ -137,8 +137,8 @@ def _parts(rows: Columns, horizon: int, shift: Array) -> _Parts:
         scale=np.asarray(positive(np.nan_to_num(scale)), np.float32),
         growth=_growth(rows, ""),
         level={weeks: level[:, place] for weeks, place in PLACE.items()},
-        profile={weeks: first_known(profile[weeks], store[weeks]) for weeks in profile},
-        store_profile=store[13],
+        profile={weeks: profile[:, place] for weeks, place in PLACE.items()},
+        store_profile=store[:, PLACE[13]],
         year=_same_dates(year, shift),
         around=year,
         smooth=_same_dates(smooth, shift),
@@ -154,11 +154,11 @@ def _same_dates(around: tuple[Array, Array, Array], shift: Array) -> Array:
     return np.asarray(same + np.abs(shift) * np.nan_to_num(np.where(shift < 0, after, before) - same))
 
 
-def _profiles(rows: Columns, group: str, horizon: int, shift: Array) -> dict[int, Array]:
-    """Last year's sales of a group on the target's dates over its mean of the weeks before the base week, by window."""
+def _profiles(rows: Columns, group: str, horizon: int, shift: Array) -> Array:
+    """Last year's sales of a group on the target's dates over its means before the base week, [n, windows, H]."""
     year = _same_dates(_around(rows, f"{group}_last_year", horizon), shift)
     before = lists(rows, f"{group}_before", len(WINDOWS))
-    return {weeks: np.clip(_ratio(year, before[:, place, None]), *PROFILE_BOUNDS) for weeks, place in PLACE.items()}
+    return np.clip(_ratio(year[:, None], before[:, :, None]), *PROFILE_BOUNDS)
 
 
 def _anchor(parts: _Parts) -> tuple[Array, NDArray[np.int8]]:

@@ -4,6 +4,7 @@ KServe runs uvicorn and gRPC, health, signals and workers. Its own REST routes a
 the model, read bodies of any size and answer 500 to some malformed requests.
 """
 
+import gc
 import logging
 import signal
 import socket
@@ -147,5 +148,7 @@ def run(folder: Path, repo: Path, http_port: int, grpc_port: int, shared: bool =
     """
     for name in ("kserve", "uvicorn.access"):  # a line for each request; the metrics count them
         logging.getLogger(name).setLevel(logging.WARNING)
-    server = Server(http_port, grpc_port, shared)
-    server.start([ForecastModel(folder, repo)])
+    server, model = Server(http_port, grpc_port, shared), ForecastModel(folder, repo)
+    gc.collect()
+    gc.freeze()  # a million objects of imported modules: looking through them again would hold a request up for 0.2 s
+    server.start([model])
