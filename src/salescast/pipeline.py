@@ -106,7 +106,7 @@ def backtest_stage(work: Workdir, trained: Trained) -> tuple[pl.DataFrame, pl.Da
         frames.append(evaluate.frame_of(model.predict(rows), rows, MODEL))
         frames.append(baselines.forecasts(training, cutoff, model.horizon))
     frame = evaluate.with_actuals(pl.concat(frames), training)
-    groups = evaluate.importance(bundles, training, schema.FEATURE_GROUPS, seed=0)
+    groups = evaluate.importance(bundles, training, _groups(training.collect_schema().names()), seed=0)
     _write(frame, work.backtest)
     _write(groups, work.root / "importance.parquet")
     return frame, groups
@@ -115,6 +115,12 @@ def backtest_stage(work: Workdir, trained: Trained) -> tuple[pl.DataFrame, pl.Da
 def _write(frame: pl.DataFrame, path: Path) -> None:
     with replace_file(path) as temporary:
         frame.write_parquet(temporary)
+
+
+def _groups(columns: list[str]) -> dict[str, tuple[str, ...]]:
+    """The feature groups of a training set with these columns."""
+    every = schema.FEATURE_GROUPS | schema.SEASONAL_GROUPS | {"planned": tuple(schema.planned_columns(columns))}
+    return {name: group for name, group in every.items() if not set(columns).isdisjoint(group)}
 
 
 def backtest(work: Workdir, raw: Path, config: TrainConfig, cutoffs: Sequence[date] | None, out: Path) -> pl.DataFrame:
