@@ -279,7 +279,7 @@ def show_forecast(
     out: Annotated[
         Path | None, typer.Option(help="Parquet file for --all.", show_default="WORKDIR/forecasts.parquet")
     ] = None,
-    draw: Annotated[bool, typer.Option(help="Draw history and forecast.")] = False,
+    draw: Annotated[bool, typer.Option("--draw", help="Draw history and forecast.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """The next weeks of one series as a table, or of all series as a file.
