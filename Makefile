@@ -61,7 +61,8 @@ rehearse: setup  ## run the manifests as real processes of this machine (Linux, 
 	$(BIN)/python tests/rehearse/rehearse.py
 
 image:  ## build the image of every pod as IMAGE, on BASE_IMAGE
-	$(BUILDER) build --file Containerfile --build-arg BASE_IMAGE=$(BASE_IMAGE) --tag $(IMAGE) .
+	$(BUILDER) build --file Containerfile --build-arg BASE_IMAGE=$(BASE_IMAGE) \
+		--build-arg REVISION=$$(git rev-parse HEAD) --tag $(IMAGE) .
 
 pin:  ## write IMAGE, best with its digest, into the manifests
 	grep -rl 'image: salescast:0.1.0' manifests --include=*.yaml | xargs sed -i 's#image: salescast:0.1.0#image: $(IMAGE)#'

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
     # MLflow's own variable: the authority of a server whose certificate no public one signed.
     mlflow_certificate: Path | None = Field(default=None, validation_alias="MLFLOW_TRACKING_SERVER_CERT_PATH")
+    # The git revision an image was built from: there is no repository in it to ask.
+    revision: str | None = Field(default=None, validation_alias="SALESCAST_REVISION")
     # Set by build systems: what a person would watch, a line for every epoch, is left out.
     ci: str = Field(default="", validation_alias="CI")
     num_epochs: int = Field(default=20, ge=1, validation_alias="NUM_EPOCHS")
@@ -106,6 +108,16 @@ class Workdir:
 
     @property
     def report(self) -> Path:
+    @property
+    def drift(self) -> Path:
+        """How far the newest weeks' features are from those the model was trained on."""
+        return self.data / "drift.parquet"
+
+    @property
+    def kept_forecasts(self) -> Path:
+        """The forecasts of every upcoming week there was, named by it, to be compared with the sales that followed."""
+        return self.root / "forecasts"
+
         return self.root / "report.html"
 
     @property

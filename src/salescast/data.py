@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, Final, Self
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from salescast import demo
 from salescast.errors import UserError
-from salescast.files import replace_dir
+from salescast.files import replace_dir, sha256
 from salescast.schema import KEY_TYPES, RAW_SALES, RAW_STORE_WEEKS, RAW_STORES
 
 SALES: Final = "sales.parquet"
@@ -54,6 +54,7 @@ class Dataset:
     noise_floor_mape: float | None = None
     seed: int | None = None
     digest: str = ""
+    files: dict[str, str] = field(default_factory=dict, compare=False)  # sha256 of the tables' bytes; {} = not checked
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str, indent=2) + "\n"
@@ -86,8 +87,11 @@ class Raw:
 
 
 def load(raw_dir: Path) -> Raw:
-    """Open a raw dataset folder. Raises UserError when a part is missing or unreadable, or has other columns."""
+    """Open a raw dataset folder. Raises UserError when a part is missing, damaged or changed, or has other columns."""
     meta = Dataset.read(raw_dir)
+    for name, digest in meta.files.items():
+        if not (raw_dir / name).is_file() or sha256(raw_dir / name) != digest:
+            raise UserError(f"{raw_dir / name} is damaged or was changed; generate or import the data again")
     plan = _scan(raw_dir / PLAN, {**PLAN_KEYS, **dict.fromkeys(meta.planned, pl.Float32())}) if meta.planned else None
     return Raw(
         meta=meta,
@@ -169,6 +173,13 @@ def _content(column: pl.Series) -> bytes:
     return column.to_physical().fill_null(0).to_numpy().tobytes()
 
 
+def write_meta(folder: Path, meta: Dataset) -> Dataset:
+    """Write dataset.json, the last file of a dataset folder, with the digests of the others; returns what it says."""
+    complete = replace(meta, files={path.name: sha256(path) for path in sorted(folder.glob("*.parquet"))})
+    (folder / META).write_text(complete.to_json())
+    return complete
+
+
 def write_table(path: Path, schema: dict[str, pl.DataType], table: pl.DataFrame) -> str:
     """One whole raw table; the digest of its content."""
     writer = Writer(path, schema)
@@ -208,5 +219,4 @@ def generate(out: Path, stores: int = 45, depts: int = 14, weeks: int = 104, see
             seed=seed,
             digest=combined([part.close() for part in (sales, store_weeks, static)]),
         )
-        (folder / META).write_text(meta.to_json())
-    return meta
+        return write_meta(folder, meta)

@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from salescast import seasonal, weeks
+from salescast import contracts, parquet, seasonal, weeks
 from salescast.data import Raw, load, parquet_writer
 from salescast.errors import UserError
 from salescast.files import replace_file
@@ -198,7 +198,7 @@ def build(raw_dir: Path, out_dir: Path, horizon: int = 8, views: Sequence[str] =
     """Write `<view>.parquet` for each of `views` from a raw dataset folder; each file appears whole or not at all.
 
     The published views need the memory of a chunk, the seasonal one that of all series' histories. Raises UserError
-    when the dataset cannot be read or the folder cannot be written.
+    when the dataset cannot be read, breaks the features' contract (see `contracts`) or the folder cannot be written.
     """
     raw = load(raw_dir)
     calendar = weeks.calendar(raw.meta.country)
@@ -209,9 +209,12 @@ def build(raw_dir: Path, out_dir: Path, horizon: int = 8, views: Sequence[str] =
             makers = {name: VIEWS[name](raw, horizon) for name in views}
             for chunk in chunks(raw, calendar, CHUNK_ROWS):
                 for name, view in makers.items():
-                    files[name].write(view(chunk))
+                    made = view(chunk)
+                    contracts.check(name, made)
+                    files[name].write(made)
             for file in files.values():
                 file.close()
+        parquet.seal(list(paths.values()), out_dir / parquet.LISTING)
     except OSError as error:
         raise UserError(
             f"cannot write the features to {out_dir}: {error.strerror or error}; give another folder"

@@ -9,11 +9,10 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.text import Text
 
-from salescast import bundle, schema
+from salescast import bundle, parquet, retrieval, schema
 from salescast.bundle import Bundle
 from salescast.config import Workdir
 from salescast.errors import UserError
-from salescast.files import replace_file
 from salescast.schema import KEYS, LABEL, MEDIAN, TIMESTAMP, level_name
 
 HEIGHT, PAST = 14, 52  # lines of the chart, weeks of history in it
@@ -59,14 +58,19 @@ def long_form(model: Bundle, rows: pl.DataFrame, weeks: int | None = None) -> pl
 def forecast_all(workdir: Workdir, model_dir: Path | None = None) -> pl.DataFrame:
     """Every series, every week of the model's horizon; null where a series has nothing to start from."""
     model = bundle.load(model_dir or workdir.models)
+    retrieval.feature_digests(workdir)
     return long_form(model, upcoming(workdir, model.metadata.config.feature_service))
 
 
 def write_all(workdir: Workdir, out: Path, model_dir: Path | None = None) -> int:
-    """Write `forecast_all` to a Parquet file; returns the number of its rows."""
+    """Write `forecast_all` to a Parquet file; returns the number of its rows.
+
+    The workdir's own forecasts are also kept by their first week, for `salescast monitor`.
+    """
     frame = forecast_all(workdir, model_dir)
-    with replace_file(out) as temporary:
-        frame.write_parquet(temporary)
+    if out == workdir.forecasts:
+        parquet.write(frame, workdir.kept_forecasts / f"{frame['week'].min()!s}.parquet")
+    parquet.write(frame, out)
     return frame.height
 
 

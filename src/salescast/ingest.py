@@ -240,8 +240,7 @@ def _write(
         if rejected.height:
             rejected.write_csv(folder / data.REJECTED)
         dataset = replace(dataset, digest=data.combined(digests))
-        (folder / data.META).write_text(dataset.to_json())
-    return dataset
+        return data.write_meta(folder, dataset)
 
 
 def _plan_rows(source: Source) -> int:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from salescast.errors import UserError
+from salescast.files import sweep
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Hold the workdir. The lock belongs to the process: the kernel drops it however the process ends.
+    """Hold the workdir, and clear away what killed writers left in it.
 
+    The lock belongs to the process: the kernel drops it however the process ends.
     Raises UserError when another process holds it, or the folder cannot be made or written.
     """
     try:
@@ -27,6 +29,7 @@ def locked(root: Path) -> Iterator[None]:
             raise UserError(
                 f"another salescast command is at work in {root}; wait for it or choose another --workdir"
             ) from None
+        sweep(root)
         yield
     finally:
         os.close(handle)

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
 
-from salescast import data, evaluate, features, schema
+from salescast import contracts, data, evaluate, features, parquet, schema
 from salescast.config import TrainConfig, Workdir, settings
 from salescast.errors import UserError
 from salescast.files import replace_file
@@ -43,7 +43,33 @@ def features_stage(work: Workdir, raw: Path, horizon: int) -> features.Summary:
     summary = features.build(raw, work.data, horizon)
     with replace_file(work.data / data.META) as temporary:
         shutil.copyfile(raw / data.META, temporary)
+    _check_drift(work, summary)
     return summary
+
+
+def _check_drift(work: Workdir, summary: features.Summary) -> None:
+    """Compare the weeks since the workdir's model was trained with its training set; tell of features that drifted."""
+    if not work.models.is_dir():
+        return
+    from salescast import bundle, dataset, retrieval
+
+    try:
+        trained = bundle.read_metadata(work.models)
+    except UserError as error:  # features do not depend on a model
+        logger.warning("drift is not measured: %s", error)
+        return
+    cutoff, training = date.fromisoformat(trained["cutoff"]), work.training / trained["data_digest"]
+    if summary.upcoming - timedelta(weeks=1) <= cutoff or not retrieval.is_whole(training):
+        return
+    found = contracts.drift(dataset.scan(training), summary.files, cutoff)
+    parquet.write(found, work.drift)
+    strong = found.filter(pl.col("psi") > contracts.STRONG)
+    if strong.height:
+        worst = ", ".join(f"{name} {psi:.2f}" for name, psi in strong.head(5).iter_rows())
+        logger.warning(
+            "%d of %d features have drifted since the model was trained (stability index above %g): %s; all are in %s",
+            strong.height, found.height, contracts.STRONG, worst, work.drift,
+        )  # fmt: skip
 
 
 def train_stage(work: Workdir, config: TrainConfig, cutoffs: Sequence[date], *, final: date | None) -> Trained:
@@ -63,6 +89,7 @@ def train_stage(work: Workdir, config: TrainConfig, cutoffs: Sequence[date], *, 
         fits=tuple(_fits(work, training.name, cutoffs, final)),
         checkpoints=work.fits / "checkpoints",
         tracking=_tracking(work),
+        dataset_digest=meta.digest,
     )
     launch.train(plan, work.plan, settings().nproc_per_node)
     tested = {fit.cutoff: fit.out for fit in plan.fits if fit.name != FINAL_FIT}
@@ -107,14 +134,9 @@ def backtest_stage(work: Workdir, trained: Trained) -> tuple[pl.DataFrame, pl.Da
         frames.append(baselines.forecasts(training, cutoff, model.horizon))
     frame = evaluate.with_actuals(pl.concat(frames), training)
     groups = evaluate.importance(bundles, training, _groups(training.collect_schema().names()), seed=0)
-    _write(frame, work.backtest)
-    _write(groups, work.root / "importance.parquet")
+    parquet.write(frame, work.backtest)
+    parquet.write(groups, work.root / "importance.parquet")
     return frame, groups
-
-
-def _write(frame: pl.DataFrame, path: Path) -> None:
-    with replace_file(path) as temporary:
-        frame.write_parquet(temporary)
 
 
 def _groups(columns: list[str]) -> dict[str, tuple[str, ...]]:
@@ -131,7 +153,7 @@ def backtest(work: Workdir, raw: Path, config: TrainConfig, cutoffs: Sequence[da
     retrieval.apply(work)
     trained = train_stage(work, config, cutoffs or default_cutoffs(work, config), final=None)
     frame, _ = backtest_stage(work, trained)
-    _write(frame, out)
+    parquet.write(frame, out)
     return frame
 
 
@@ -148,7 +170,8 @@ def register_stage(work: Workdir) -> Registration | None:
     run_id = tracking.run_id(Plan.read(work.plan))
     if run_id is None or not work.backtest.is_file():
         raise UserError(f"no tracked training with a backtest in {work.root}; run `salescast run` first")
-    return registry.register(work, run_id, digest, pl.read_parquet(work.backtest), MODEL)
+    tested = parquet.read(work.backtest, "run `salescast run` again")
+    return registry.register(work, run_id, digest, tested, MODEL)
 
 
 @dataclass(frozen=True)

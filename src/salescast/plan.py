@@ -44,6 +44,7 @@ class Plan:
     fits: tuple[Fit, ...]
     checkpoints: Path
     tracking: Tracking | None = None  # None = switched off
+    dataset_digest: str | None = None  # of the raw dataset that the features were made from, for the run's record
 
     def write(self, path: Path) -> Path:
         with replace_file(path) as temporary:
@@ -65,6 +66,7 @@ class Plan:
                 fits=tuple(fits),
                 checkpoints=Path(values["checkpoints"]),
                 tracking=tracking and Tracking(**tracking | {"journal": Path(tracking["journal"])}),
+                dataset_digest=values.get("dataset_digest"),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"cannot read the training plan {path}: {error!r}; write it with Plan.write") from None

@@ -7,13 +7,17 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
+from salescast import parquet
 from salescast.config import Workdir, settings
 from salescast.evaluate import scores
 from salescast.schema import KEYS, MODEL_NAME
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
 
@@ -76,19 +80,25 @@ def tracking_uri(workdir: Workdir) -> str:
     return settings().mlflow_tracking_uri or workdir.tracking_uri
 
 
-def register(workdir: Workdir, run_id: str, digest: str, backtest: pl.DataFrame, model: str) -> Registration:
-    """Register the bundle that `run_id` logged under `bundle/`; give it the alias `champion` if `judge` agrees.
-
-    A bundle with the digest of a registered version is that version: registering twice changes nothing.
-    """
+def mlflow_client(uri: str) -> "MlflowClient":
+    """A client of runs and models that does not talk to the terminal."""
     # MLflow tells of its database tables and draws a bar for every artifact; it reads these on import.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")  # MLflow's own, of its own tables
     from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def register(workdir: Workdir, run_id: str, digest: str, backtest: pl.DataFrame, model: str) -> Registration:
+    """Register the bundle that `run_id` logged under `bundle/`; give it the alias `champion` if `judge` agrees.
+
+    A bundle with the digest of a registered version is that version: registering twice changes nothing.
+    """
+    client = mlflow_client(tracking_uri(workdir))
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(tracking_uri=tracking_uri(workdir), registry_uri=tracking_uri(workdir))
     _log_results(client, run_id, backtest, model)
     try:
         client.create_registered_model(MODEL_NAME)
@@ -122,7 +132,7 @@ def _log_results(client, run_id: str, backtest: pl.DataFrame, model: str) -> Non
     client.log_text(run_id, table.write_csv(), "backtest_scores.csv")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / BACKTEST
-        backtest.write_parquet(path)
+        parquet.write(backtest, path)
         client.log_artifact(run_id, str(path))
 
 
@@ -132,5 +142,6 @@ def _champion_backtest(client, known, champion: int | None) -> pl.DataFrame | No
     if not champions:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        frame = pl.read_parquet(client.download_artifacts(champions[0].run_id, BACKTEST, folder))
+        path = Path(client.download_artifacts(champions[0].run_id, BACKTEST, folder))
+        frame = parquet.read(path, f"give the alias {CHAMPION!r} of {MODEL_NAME!r} to a version whose run is whole")
     return frame.filter(pl.col("model") == champions[0].tags["model"])

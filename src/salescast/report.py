@@ -15,7 +15,7 @@ import polars as pl
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
-from salescast import data, report_data
+from salescast import data, parquet, report_data
 from salescast.config import Workdir
 from salescast.errors import UserError
 from salescast.files import replace_file
@@ -94,7 +94,4 @@ def _read(workdir: Workdir) -> report_data.Results:
 
 
 def _table(path: Path, command: str) -> pl.DataFrame | None:
-    try:
-        return pl.read_parquet(path) if path.exists() else None
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run `{command}` again") from None
+    return parquet.read(path, f"run `{command}` again") if path.exists() else None

@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from salescast import schema
+from salescast import parquet, schema
 from salescast.config import Workdir, settings
 from salescast.errors import UserError
 from salescast.files import replace_dir, replace_file
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VIEWS = (schema.SALES_VIEW, schema.STORE_VIEW, schema.SEASONAL_VIEW)
+DONE = "_SUCCESS"  # digests of a training set's parts
 
 
 def feast_fields(columns: Mapping[str, pl.DataType]) -> "list[Field]":
@@ -59,10 +60,10 @@ def install_repo(workdir: Workdir) -> Path:
     return target
 
 
-def _config(repo: Path):  # type: ignore[no-untyped-def]  # Feast's RepoConfig is untyped
+def _config(repo: Path, name: str | None = None):  # type: ignore[no-untyped-def]  # Feast's RepoConfig is untyped
     from feast.repo_config import load_repo_config
 
-    yaml = repo / settings().feature_store_yaml
+    yaml = repo / (name or settings().feature_store_yaml)
     if not yaml.is_file():
         raise UserError(f"no {yaml}; run `salescast apply` first or correct SALESCAST_FEATURE_STORE_YAML")
     config = load_repo_config(repo, yaml)
@@ -73,11 +74,14 @@ def _config(repo: Path):  # type: ignore[no-untyped-def]  # Feast's RepoConfig i
     return config
 
 
-def open_store(workdir: Workdir) -> "FeatureStore":
-    """The workdir's feature store. Raises UserError when `apply` has not been run."""
+def open_store(workdir: Workdir, yaml: str | None = None) -> "FeatureStore":
+    """The workdir's feature store; `yaml` names another feature_store.yaml than the settings do.
+
+    Raises UserError when `apply` has not been run.
+    """
     from feast import FeatureStore
 
-    return FeatureStore(config=_config(workdir.feature_repo))
+    return FeatureStore(config=_config(workdir.feature_repo, yaml))
 
 
 @contextlib.contextmanager
@@ -90,15 +94,16 @@ def _quiet() -> Iterator[None]:
         logger.debug("feast: %s", line)
 
 
-def apply(workdir: Workdir) -> None:
-    """Register entities, views and services, as `feast apply` in the workdir's feature repo would."""
+def apply(workdir: Workdir, yaml: str | None = None) -> None:
+    """Register entities, views and services, as `feast apply` in the workdir's feature repo would.
+
+    `yaml`: as for `open_store`. Raises UserError for feature files that cannot be used.
+    """
     from feast.repo_operations import apply_total
 
-    missing = [str(path) for path in view_files(workdir) if not path.is_file()]
-    if missing:
-        raise UserError(f"feature files {missing} are missing; run `salescast features` first")
+    feature_digests(workdir)
     repo = install_repo(workdir).resolve()
-    config = _config(repo)
+    config = _config(repo, yaml)
     sys.modules.pop("features", None)  # an earlier workdir's declarations
     sys.path.insert(0, str(repo))
     try:
@@ -109,7 +114,11 @@ def apply(workdir: Workdir) -> None:
 
 
 def materialize(workdir: Workdir) -> int:
-    """Bring the newest row of every series, the upcoming week, into the online store; returns the number of series."""
+    """Bring the newest row of every series, the upcoming week, into the online store; returns the number of series.
+
+    Raises UserError for feature files that cannot be used.
+    """
+    feature_digests(workdir)
     newest = pl.scan_parquet(workdir.data / f"{schema.SALES_VIEW}.parquet").select(
         first=pl.col(schema.TIMESTAMP).min(),
         last=pl.col(schema.TIMESTAMP).max(),
@@ -127,28 +136,43 @@ def view_files(workdir: Workdir) -> list[Path]:
     return [workdir.data / f"{view}.parquet" for view in VIEWS]
 
 
-def training_digest(workdir: Workdir, service: str) -> str:
-    """What a training set was made from: the feature files' content and the service."""
-    digest = hashlib.sha256(service.encode())
-    for path in view_files(workdir):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+def feature_digests(workdir: Workdir) -> dict[str, str]:
+    """Digests of the feature files by name.
 
-
-def retrieve(workdir: Workdir, service: str) -> Path:
-    """Retrieve every series and week of `service` by a point-in-time join into `training/<digest>/part-*.parquet`.
-
-    Rows are sorted by keys and time and hold the whole weekly grid with the upcoming week (label null). A set that is
-    there already is returned as it is. Raises UserError for missing feature files.
+    Raises UserError unless they are all there and as one build left them: the views of two builds do not belong
+    together, and a damaged file is not to be learned or forecast from.
     """
     missing = [str(path) for path in view_files(workdir) if not path.is_file()]
     if missing:
         raise UserError(f"feature files {missing} are missing; run `salescast features` first")
+    digests = parquet.sealed(view_files(workdir), workdir.data / parquet.LISTING)
+    if digests is None:
+        raise UserError(
+            f"the feature files in {workdir.data} are not those of one finished build: it was interrupted, or a file "
+            "was changed or damaged; run `salescast features` again"
+        )
+    return digests
+
+
+def training_digest(workdir: Workdir, service: str) -> str:
+    """What a training set was made from: the feature files' content and the service."""
+    digest = hashlib.sha256(service.encode())
+    for found in feature_digests(workdir).values():
+        digest.update(bytes.fromhex(found))
+    return digest.hexdigest()[:16]
+
+
+def retrieve(workdir: Workdir, service: str, yaml: str | None = None) -> Path:
+    """Retrieve every series and week of `service` by a point-in-time join into `training/<digest>/part-*.parquet`.
+
+    Rows are sorted by keys and time and hold the whole weekly grid with the upcoming week (label null). A set that is
+    there already, whole and unchanged, is returned as it is. `yaml`: as for `open_store`. Raises UserError for feature
+    files that cannot be used.
+    """
     target = workdir.training / training_digest(workdir, service)
-    if (target / "_SUCCESS").is_file():
+    if is_whole(target):
         return target
-    store = open_store(workdir)
+    store = open_store(workdir, yaml)
     entities = workdir.data / f"{schema.SALES_VIEW}.parquet"
     frame = pq.read_table(entities, columns=[*schema.KEYS, schema.TIMESTAMP])
     job = store.get_historical_features(entity_df=frame, features=store.get_feature_service(service))
@@ -159,8 +183,14 @@ def retrieve(workdir: Workdir, service: str) -> Path:
                 shutil.move(part, temporary / f"part-{number:05}.parquet")
         else:
             write_training_set(job.to_arrow(), temporary / "part-00000.parquet")
-        (temporary / "_SUCCESS").touch()
+        parquet.seal(sorted(temporary.glob("part-*.parquet")), temporary / DONE)
     return target
+
+
+def is_whole(training: Path) -> bool:
+    """True if a training set is there, complete and unchanged."""
+    parts = sorted(training.glob("part-*.parquet"))
+    return bool(parts) and parquet.sealed(parts, training / DONE) is not None
 
 
 def write_training_set(table: pa.Table, path: Path, group_rows: int = 32_768) -> None:

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import polars as pl
 
+from salescast import parquet
 from salescast.config import Workdir
 from salescast.errors import UserError
 from salescast.schema import KEYS, MODEL_NAME
@@ -68,7 +69,7 @@ def ask(work: Workdir) -> list[dict[str, Any]]:
 
     Raises UserError when an answer is not the offline forecast of `work.forecasts`.
     """
-    offline = pl.read_parquet(work.forecasts)
+    offline = parquet.read(work.forecasts, "run `salescast forecast --all` again")
     largest = offline.group_by(KEYS).agg(pl.col("forecast").sum()).sort("forecast", descending=True).head(SERIES)
     instances = largest.select(KEYS).to_dicts()
     with server(work) as url, httpx.Client(base_url=url, timeout=10) as client:

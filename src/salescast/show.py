@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from salescast.data import Dataset
     from salescast.features import Summary as FeatureSummary
     from salescast.ingest import ImportReport
+    from salescast.monitor import Report
     from salescast.pipeline import Summary, Trained
     from salescast.registry import Registration
+    from salescast.reproduce import Comparison
 
 console: Final = Console(highlight=False)
 progress_console: Final = Console(stderr=True, highlight=False)
@@ -132,6 +134,33 @@ def registration(result: "Registration | None", as_json: bool) -> None:
         return
     rows = [("version", result.version), ("champion", "yes" if result.champion else "no"), ("why", result.reason)]
     as_json_or(asdict(result), as_json, pairs("registered", rows))
+
+
+def monitored(report: "Report", as_json: bool) -> None:
+    table = Table(box=box.SIMPLE_HEAD, title="forecasts beside the sales that followed", title_justify="left")
+    for column in report.by_week.columns:
+        table.add_column(TITLES.get(column, column), justify="right")
+    for week, rows, *measures in report.by_week.iter_rows():
+        table.add_row(str(week), f"{rows:,}", *(share(value) for value in measures))
+    as_json_or(asdict(report) | {"by_week": report.by_week.to_dicts()}, as_json, table)
+    for text in report.beyond:
+        failure(f"{text} in the last weeks; look at the data first, then train again")
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def reproduced(found: "Sequence[Comparison]", as_json: bool) -> None:
+    table = Table(box=box.SIMPLE_HEAD, title="the run and its repetition", title_justify="left")
+    for column in ("", "recorded", "now", "same"):
+        table.add_column(column)
+    for row in found:
+        table.add_row(row.what, escape(row.recorded[:24]), escape(row.now[:24]), "yes" if row.same else "no")
+    as_json_or([asdict(row) | {"same": row.same} for row in found], as_json, table)
+    if not found[-1].same:
+        others = ", ".join(row.what for row in found[:-1] if not row.same) or "nothing else that is recorded"
+        failure(f"the bundle is another one; what differs beside it: {others}")
 
 
 def score_table(rows: Sequence[dict[str, Any]], noise_floor: float | None = None) -> Table:

@@ -23,6 +23,7 @@ from salescast.config import settings
 from salescast.errors import UserError
 from salescast.files import replace_file
 from salescast.plan import Plan, Tracking
+from salescast.record import FOLDER, Record
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,12 @@ class Journal:
     def artifacts(self, folder: Path, target: str) -> None:
         """The files of `folder`, as they are when they are sent, under `target`."""
         self._append(kind="artifacts", folder=str(folder.resolve()), target=target)
+
+    def record(self, made: Record) -> None:
+        """What the training that now begins is made of: a file of the run, and tags (params cannot change later)."""
+        made.write(self.folder / FOLDER)
+        self.artifacts(self.folder / FOLDER, FOLDER)
+        self._append(kind="tags", values=made.tags())
 
     def end(self, status: str) -> None:
         self._append(kind="end", status=status)
@@ -218,6 +225,10 @@ class Sender:
         from mlflow.entities import Param
 
         self.client.log_batch(run, params=[Param(name, value) for name, value in event["values"].items()])
+
+    def _tags(self, run: str, event: dict[str, Any]) -> None:
+        for name, value in event["values"].items():
+            self.client.set_tag(run, name, value)
 
     def _metrics(self, run: str, event: dict[str, Any]) -> None:
         from mlflow.entities import Metric

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors import record as recorded
 from torch.nn.utils import clip_grad_norm_
 
-from salescast import bundle, holdout, tracking
+from salescast import bundle, holdout, record, tracking
 from salescast.checkpoint import Checkpoints
 from salescast.config import TrainConfig, settings
 from salescast.dataset import Samples, Shard, day_number, fit_scaler, known, learned, load_shard, scan, select
@@ -306,6 +306,8 @@ def run_plan(plan: Plan | None) -> int:
             shown(group.first, 2 * plan.config.epochs * finished.count(False)) as tell,
             tracking.tracked(plan) if group.first else nullcontext() as journal,
         ):
+            if journal and not all(finished):
+                journal.record(record.collect(plan, group.world))
             if not all(finished):
                 shard = load_shard(plan.training, plan.config, calendar(plan.country), group.rank, group.world)
             for fit, done in zip(plan.fits, finished, strict=True):
@@ -345,4 +347,4 @@ def tell(message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(record(main)())
+    sys.exit(recorded(main)())

@@ -174,8 +174,13 @@ def test_what_is_no_dataset_is_said_with_what_to_do(out: Path) -> None:
 
 @pytest.mark.parametrize("name", [data.SALES, data.STORE_WEEKS, data.STORES])
 def test_a_broken_or_foreign_part_is_named(out: Path, name: str) -> None:
-    data.generate(out, **NUMBERS)
+    meta = data.generate(out, **NUMBERS)
     whole = (out / name).read_bytes()
+    for broken in (b"", whole[:-1], whole[:500] + bytes([whole[500] ^ 1]) + whole[501:]):
+        (out / name).write_bytes(broken)
+        with pytest.raises(UserError, match=f"{name} is damaged or was changed; generate or import the data again"):
+            data.load(out)
+    (out / data.META).write_text(replace(meta, files={}).to_json())  # as written by something else
     for broken in (b"", b"PAR1", whole[: len(whole) // 2], whole[:-20]):
         (out / name).write_bytes(broken)
         with pytest.raises(UserError, match=f"{name} cannot be read .*generate or import the data again"):

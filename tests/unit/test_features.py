@@ -171,7 +171,11 @@ def test_build_writes_both_views_whole_and_sorted(raw_dir: Path, tmp_path: Path)
     assert table.equals(table.sort(*KEYS, TIMESTAMP))
     stores = pl.read_parquet(summary.files["store_features"])
     assert_frame_equal(stores, features.store_features(raw.sales.collect(), raw.stores), check_exact=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sales_features.parquet", "store_features.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "features.json",
+        "sales_features.parquet",
+        "store_features.parquet",
+    ]
 
 
 @pytest.mark.parametrize(("chunk", "group"), [(1, 1), (100, 62), (200, 70), (10_000, 1000)])
@@ -205,7 +209,7 @@ def test_failed_build_leaves_the_earlier_features(
     with pytest.raises(KeyboardInterrupt):
         features.build(raw_dir, tmp_path, views=VIEWS)
     assert {view: (tmp_path / f"{view}.parquet").read_bytes() for view in before} == before
-    assert len(list(tmp_path.iterdir())) == len(before)
+    assert len(list(tmp_path.iterdir())) == len(before) + 1  # features.json
 
 
 def test_build_says_what_cannot_be_read_or_written(raw_dir: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from salescast.files import replace_dir, replace_file
+from salescast import files
+from salescast.files import replace_dir, replace_file, sweep
 
 
 def names(folder: Path) -> list[str]:
@@ -70,3 +71,46 @@ def test_a_killed_writer_leaves_the_earlier_file(tmp_path: Path) -> None:
     process = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
     assert process.returncode == -signal.SIGKILL
     assert target.read_text() == "old"
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_folder_is_replaced_on_file_systems_that_swap_and_on_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
+) -> None:
+    if not swaps:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    for content in ("one", "two"):
+        with replace_dir(tmp_path / "folder") as temporary:
+            (temporary / "file").write_text(content)
+        assert (tmp_path / "folder" / "file").read_text() == content
+    assert names(tmp_path) == ["folder"]
+
+
+def test_the_earlier_folder_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with replace_dir(tmp_path / "folder") as temporary:
+        (temporary / "file").write_text("old")
+    moved: list[Path] = []
+    monkeypatch.setattr(Path, "replace", lambda *paths: moved.append(paths))
+    with replace_dir(tmp_path / "folder") as temporary:
+        (temporary / "file").write_text("new")
+    assert not moved, "one step, no rename that leaves a gap"
+    assert (tmp_path / "folder" / "file").read_text() == "new"
+
+
+def test_what_killed_writers_left_is_cleared_away_when_it_is_old(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from salescast.files import replace_dir, replace_file\n"
+        "target = Path(sys.argv[1])\n"
+        "with replace_file(target / 'f') as a, replace_dir(target / 'd') as b:\n"
+        "    (b / 'x').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "deep")], check=False)
+    (tmp_path / ".hidden").touch()
+    left = sorted((tmp_path / "deep").iterdir())
+    assert len(left) == 2
+    sweep(tmp_path)
+    assert sorted((tmp_path / "deep").iterdir()) == left, "somebody may still be writing them"
+    for path in left:
+        os.utime(path, (0, 0))
+    sweep(tmp_path)
+    assert names(tmp_path / "deep") == [] and (tmp_path / ".hidden").exists()

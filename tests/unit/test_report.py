@@ -391,7 +391,7 @@ def test_a_file_of_3200_series_stays_small(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("run.json", "{", r"run\.json cannot be read \(Expecting property name.*\); run `salescast run` again"),
-        ("backtest.parquet", "no", r"backtest\.parquet cannot be read .*; run `salescast backtest` again"),
+        ("backtest.parquet", "no", r"backtest\.parquet is damaged .*; run `salescast backtest` again"),
         ("data/raw/dataset.json", "{}", r"dataset\.json cannot be used"),
     ],
 )

@@ -1,0 +1,99 @@
+"""Repeat a run from its record, beside the workdir's own results, and compare what comes out."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from salescast import data, launch, pipeline, record, retrieval
+from salescast.bundle import METADATA, read_metadata
+from salescast.config import Workdir
+from salescast.errors import UserError
+from salescast.plan import Fit, Plan
+from salescast.record import Record
+from salescast.registry import mlflow_client, tracking_uri
+
+LOCAL: Final = "feature_store.yaml"  # embedded stores: nothing that others use is touched
+BUNDLE: Final = "bundle digest"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One property of the run as it was recorded and as it is now."""
+
+    what: str
+    recorded: str
+    now: str
+
+    @property
+    def same(self) -> bool:
+        return self.recorded == self.now
+
+
+def compare(recorded: Record, now: Record, digests: tuple[str, str]) -> list[Comparison]:
+    """Both records property by property, and last the digests of the bundles, recorded and now."""
+    names = ("dataset_digest", "data_digest", "git_revision", "constraints_digest", "python", "processes")
+    pairs = [(name.replace("_", " "), getattr(recorded, name), getattr(now, name)) for name in names]
+    pairs += [
+        (f"hardware: {name}", recorded.hardware.get(name), now.hardware.get(name))
+        for name in sorted({*recorded.hardware, *now.hardware})
+    ]
+    return [Comparison(what, str(old), str(new)) for what, old, new in [*pairs, (BUNDLE, *digests)]]
+
+
+def reproduce(work: Workdir, run_id: str, raw: Path) -> list[Comparison]:
+    """Make features, training set and bundle of an MLflow run again from the dataset folder `raw`, and compare.
+
+    All of it is made in a temporary folder of the workdir. Raises UserError when the run, its record or its dataset is
+    not there.
+    """
+    recorded, digest = read_run(work, run_id)
+    held = data.Dataset.read(raw).digest
+    if held != recorded.dataset_digest:
+        raise UserError(
+            f"run {run_id} was made from dataset {recorded.dataset_digest}, {raw} holds {held}; "
+            "name the folder of that dataset with --data"
+        )
+    with tempfile.TemporaryDirectory(prefix=".reproduce.", suffix=".partial", dir=work.root) as folder:
+        scratch = Workdir(Path(folder))
+        pipeline.features_stage(scratch, raw, recorded.config.horizon)
+        retrieval.apply(scratch, LOCAL)
+        training = retrieval.retrieve(scratch, recorded.config.feature_service, LOCAL)
+        plan = Plan(
+            training=training,
+            data_digest=training.name,
+            country=recorded.country,
+            config=recorded.config,
+            fits=(Fit(pipeline.FINAL_FIT, recorded.cutoff, scratch.models),),
+            checkpoints=scratch.fits / "checkpoints",
+            dataset_digest=held,
+        )
+        launch.train(plan, scratch.plan, recorded.processes)
+        made = str(read_metadata(scratch.models)["digest"])
+    return compare(recorded, record.collect(plan, recorded.processes), (digest, made))
+
+
+def read_run(work: Workdir, run_id: str) -> tuple[Record, str]:
+    """The record of a run and the digest of its bundle, from MLflow. Raises UserError."""
+    uri = tracking_uri(work)
+    if uri == "off":
+        raise UserError("tracking is switched off: there are no runs to reproduce; set MLFLOW_TRACKING_URI")
+    with _artifacts(uri, run_id, (f"{record.FOLDER}/{record.NAME}", f"bundle/{METADATA}")) as (path, metadata):
+        return Record.read(path), str(json.loads(metadata.read_text())["digest"])
+
+
+@contextmanager
+def _artifacts(uri: str, run_id: str, names: tuple[str, ...]) -> Iterator[list[Path]]:
+    client = mlflow_client(uri)
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            client.get_run(run_id)
+            yield [Path(client.download_artifacts(run_id, name, folder)) for name in names]
+        except (MlflowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"run {run_id!r} has no readable record ({reason[:200]}); see `mlflow ui`") from None
