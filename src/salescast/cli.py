@@ -38,6 +38,7 @@ from salescast.options import (
 from salescast.schema import TRAINING_SERVICE_SEASONAL
 
 INTERRUPTED: Final = 130
+BEYOND: Final = 3  # the command did its work, and what it found is not what was asked for
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Make demo data, or bring your own.")
@@ -238,6 +239,12 @@ def serve_model(
     ] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port.", show_default="8080")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port.", show_default="8081")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Registered model to follow instead: models:/sales-forecast@champion.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the ports.", show_default="1")
+    ] = None,
 ) -> None:
     """Serve forecasts: ids in, calibrated forecasts out.
 
@@ -246,8 +253,8 @@ def serve_model(
     """
     from salescast import serve
 
-    work = workdir_of(workdir)
-    serve.main(work, model_dir or work.models, port or settings().http_port, grpc_port or settings().grpc_port)
+    ports = port or settings().http_port, grpc_port or settings().grpc_port
+    serve.main(workdir_of(workdir), model_dir, *ports, workers, model)
 
 
 @app.command("up")
@@ -299,6 +306,58 @@ def show_forecast(
     rows = forecast.one(work, store, dept, weeks)
     drawing = forecast.chart(forecast.history(work, store, dept), rows) if draw else None
     show.forecast(rows, f"store {store}, department {dept}", drawing, as_json)
+
+
+@app.command("monitor")
+def monitor_forecasts(
+    workdir: WorkdirOption = None,
+    data: DataOption = None,
+    forecasts: Annotated[
+        list[Path], typer.Option(help="Forecast files.", show_default="all in WORKDIR/forecasts")
+    ] = [],  # noqa: B006
+    max_wmape: Annotated[
+        float | None, typer.Option(min=0, help="Largest WMAPE that is fine.", show_default="1.5 x the backtest's")
+    ] = None,
+    max_bias: Annotated[float, typer.Option(min=0, help="Largest bias that is fine, in either direction.")] = 0.1,
+    min_coverage: Annotated[float, typer.Option(min=0, max=1, help="Least coverage of p10 to p90.")] = 0.6,
+    weeks: Annotated[int, typer.Option(min=1, help="Weeks, the last ones, that are judged together.")] = 4,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare stored forecasts with the sales that followed; exit code 3 when they are worse than allowed.
+
+    Example: `salescast data import --sales new.csv --out new`, then `salescast monitor --data new --max-wmape 0.15`
+    """
+    from salescast import monitor
+
+    work = workdir_of(workdir)
+    with locked(work.root):
+        wmape = monitor.default_wmape(work) if max_wmape is None else max_wmape
+        limits = monitor.Limits(wmape, max_bias, min_coverage, weeks)
+        report = monitor.monitor(work, data or work.raw, forecasts, limits)
+    show.monitored(report, as_json)
+    if report.beyond:
+        raise typer.Exit(BEYOND)
+
+
+@app.command("reproduce")
+def reproduce_run(
+    run_id: Annotated[str, typer.Argument(help="MLflow's id of a training run.")],
+    workdir: WorkdirOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Repeat a run from its record and compare digests; exit code 3 when the bundle is another one.
+
+    Example: `salescast reproduce 3f2b8c1d9a7e4f60b5a1c2d3e4f50617`
+    """
+    from salescast import reproduce
+
+    work = workdir_of(workdir)
+    with locked(work.root):
+        found = reproduce.reproduce(work, run_id, data or work.raw)
+    show.reproduced(found, as_json)
+    if not found[-1].same:
+        raise typer.Exit(BEYOND)
 
 
 @app.command("report")
