@@ -36,14 +36,16 @@ class Settings(BaseSettings):
     grpc_port: int = Field(default=8081, ge=1, le=65535, validation_alias="SALESCAST_GRPC_PORT")
     # The bundle folder that is served; by default the workdir's.
     model_dir: Path | None = Field(default=None, validation_alias="SALESCAST_MODEL_DIR")
-    # Server processes for REST; gRPC is answered by one.
+    # Served instead, whatever version it is: models:/sales-forecast@champion
+    model: str | None = Field(default=None, validation_alias="SALESCAST_MODEL")
+    # Server processes, which share the ports.
     serve_workers: int = Field(default=1, ge=1, validation_alias="SALESCAST_SERVE_WORKERS")
     # Seconds that the online store has for a read, connecting and retries included.
     online_timeout: float = Field(default=2.0, gt=0, validation_alias="SALESCAST_ONLINE_TIMEOUT")
     # Series in one request, and bytes of its body; more is answered 413.
     max_instances: int = Field(default=5000, ge=1, validation_alias="SALESCAST_MAX_INSTANCES")
     max_body_bytes: int = Field(default=1 << 20, ge=1, validation_alias="SALESCAST_MAX_BODY_BYTES")
-    # Seconds between two looks at the bundle folder for a new model.
+    # Seconds between two looks at the bundle folder, or at the registry, for a new model.
     model_poll_seconds: float = Field(default=5.0, gt=0, validation_alias="SALESCAST_MODEL_POLL_SECONDS")
     # Seconds that a server which was told to stop gives to the requests under way.
     shutdown_seconds: int = Field(default=30, ge=1, validation_alias="SALESCAST_SHUTDOWN_SECONDS")
@@ -107,8 +109,6 @@ class Workdir:
         return self.root / "forecasts.parquet"
 
     @property
-    def report(self) -> Path:
-    @property
     def drift(self) -> Path:
         """How far the newest weeks' features are from those the model was trained on."""
         return self.data / "drift.parquet"
@@ -118,6 +118,8 @@ class Workdir:
         """The forecasts of every upcoming week there was, named by it, to be compared with the sales that followed."""
         return self.root / "forecasts"
 
+    @property
+    def report(self) -> Path:
         return self.root / "report.html"
 
     @property
