@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from salescast import champion
 from salescast.config import Workdir, settings
 from salescast.errors import UserError
 
@@ -20,24 +21,40 @@ logger = logging.getLogger(__name__)
 EARLY: Final = 30.0  # seconds; a process that ends earlier has not served and would not if started again
 
 
-def main(workdir: Workdir, model_dir: Path | None, http_port: int, grpc_port: int, workers: int | None = None) -> None:
+def main(
+    workdir: Workdir,
+    model_dir: Path | None,
+    http_port: int,
+    grpc_port: int,
+    workers: int | None = None,
+    model: str | None = None,
+) -> None:
     """Serve the bundle in `model_dir` with the features of the workdir's online store until SIGTERM or SIGINT.
 
+    With `model` (models:/NAME@ALIAS), whatever bundle that names in the MLflow registry from time to time.
     Raises UserError for a port that is taken, a missing bundle and a missing feature repo.
     """
+    model, count = model or settings().model, workers or settings().serve_workers
     folder = model_dir or settings().model_dir or workdir.models
-    if not folder.is_dir():
+    if model:
+        champion.split(model)
+    elif not folder.is_dir():
         raise UserError(f"no model bundle in {folder}; run `salescast train` first or give --model-dir")
     for name, port in (("HTTP", http_port), ("gRPC", grpc_port)):
         check_free(name, port)
-    count = workers or settings().serve_workers
-    if count > 1:
-        # KServe's own workers are killed when they take more than 5 s to import, and leave gRPC to one process.
-        _supervise([str(folder), str(workdir.feature_repo), str(http_port), str(grpc_port)], count)
-        return
-    from salescast import server
+    if model is None and count == 1:
+        from salescast import server
 
-    server.run(folder, workdir.feature_repo, http_port, grpc_port)
+        server.run(folder, workdir.feature_repo, http_port, grpc_port)
+        return
+    with tempfile.TemporaryDirectory(prefix="salescast-") as place:
+        commands: list[list[str]] = []
+        if model:
+            commands = [["salescast.champion", model, f"{place}/champion", str(workdir.root)]]
+            folder = Path(place) / "champion" / champion.BUNDLE
+        # KServe's own workers are killed when they take more than 5 s to import, and leave gRPC to one process.
+        server_command = ["salescast.serve", *map(str, (folder, workdir.feature_repo, http_port, grpc_port))]
+        _supervise([*commands, *[server_command] * count], Path(place), folder)
 
 
 def check_free(name: str, port: int) -> None:
@@ -50,47 +67,48 @@ def check_free(name: str, port: int) -> None:
             raise UserError(f"{name} port {port} cannot be used: {error.strerror}; choose another one") from None
 
 
-def _supervise(arguments: list[str], count: int) -> None:
-    """Keep `count` server processes running; a stop is passed on to them, and waits until they have finished.
+def _supervise(commands: list[list[str]], place: Path, bundle: Path) -> None:
+    """Keep modules running as processes; a stop is passed on to them, and waits until they have finished.
 
-    Raises UserError when one of them ends before it has served.
+    The second one starts when there is a `bundle`. Raises UserError when one ends before it has been of use.
     """
     stopping: list[int] = []
-    with tempfile.TemporaryDirectory(prefix="salescast-metrics-") as metrics:
-        # prometheus_client looks at the variable once, when a process imports it.
-        environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": metrics}
+    # prometheus_client looks at the variable once, when a process imports it.
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(place)}
+    running: list[tuple[subprocess.Popen[bytes], float]] = []
 
-        def start() -> tuple[subprocess.Popen[bytes], float]:
-            command = [sys.executable, "-m", "salescast.serve", *arguments]
-            return subprocess.Popen(command, env=environment, start_new_session=True), time.monotonic()
+    def start(command: list[str]) -> tuple[subprocess.Popen[bytes], float]:
+        arguments = [sys.executable, "-m", *command]
+        return subprocess.Popen(arguments, env=environment, start_new_session=True), time.monotonic()
 
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            stopping.append(1)
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopping.append(1)
 
-        def look_for_a_bundle(_number: int, _frame: FrameType | None) -> None:
-            for process, _ in running:
-                process.send_signal(signal.SIGHUP)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        running = [start() for _ in range(count)]
-        signal.signal(signal.SIGHUP, look_for_a_bundle)
-        failed = None
-        while not stopping and failed is None:
-            time.sleep(0.1)
-            for place, (process, since) in enumerate(running):
-                code = process.poll()
-                if code is not None and time.monotonic() - since < EARLY:
-                    failed = code
-                elif code is not None and not stopping:
-                    logger.error("server process %d ended with code %d; another one takes its place", process.pid, code)
-                    running[place] = start()
+    def look_for_a_bundle(_number: int, _frame: FrameType | None) -> None:
         for process, _ in running:
-            process.terminate()
-        for process, _ in running:
-            process.wait()
+            process.send_signal(signal.SIGHUP)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, look_for_a_bundle)
+    failed = None
+    while not stopping and failed is None:
+        if len(running) < len(commands) and (not running or bundle.is_dir()):
+            running.append(start(commands[len(running)]))
+        time.sleep(0.1)
+        for at, (process, since) in enumerate(running):
+            code = process.poll()
+            if code is not None and time.monotonic() - since < EARLY:
+                failed = code
+            elif code is not None and not stopping:
+                logger.error("process %d ended with code %d; another one takes its place", process.pid, code)
+                running[at] = start(commands[at])
+    for process, _ in running:
+        process.terminate()
+    for process, _ in running:
+        process.wait()
     if failed is not None:
-        raise UserError(f"a server process ended at once with code {failed}; its reason stands above")
+        raise UserError(f"a process of the server ended at once with code {failed}; its reason stands above")
 
 
 def _worker(arguments: list[str]) -> int:

@@ -1,0 +1,111 @@
+"""A server that follows an alias of a real MLflow registry: new versions without a failed request, no broken ones."""
+
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from salescast import bundle
+from salescast.champion import Follower, split
+from salescast.config import Workdir, settings
+from salescast.errors import UserError
+from salescast.schema import MODEL_NAME
+
+from .conftest import PREDICT, READY, Running, World, answers, free_port, wait
+
+MODEL = f"models:/{MODEL_NAME}@champion"
+ONE = {"instances": [{"store_id": 1, "dept_id": 1}]}
+
+
+class Registry:
+    """An MLflow store in files, with one registered model."""
+
+    def __init__(self, root: Path) -> None:
+        self.uri = f"sqlite:///{root / 'mlflow.db'}"
+        self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        self.experiment = self.client.create_experiment("test", (root / "artifacts").as_uri())
+        self.client.create_registered_model(MODEL_NAME)
+
+    def crown(self, folder: Path) -> None:
+        """A new version with the bundle in `folder` becomes champion."""
+        run = self.client.create_run(self.experiment).info
+        self.client.log_artifacts(run.run_id, str(folder), "bundle")
+        version = self.client.create_model_version(MODEL_NAME, f"{run.artifact_uri}/bundle", run_id=run.run_id)
+        self.client.set_registered_model_alias(MODEL_NAME, "champion", version.version)
+
+
+def test_new_champions_are_served_and_broken_ones_are_not(
+    world: World, tmp_path: Path, serve: Callable[..., AbstractContextManager[Running]]
+) -> None:
+    root = world.copy(tmp_path / "work")
+    (root / "models").rename(tmp_path / "first")  # there is no bundle but the registry's
+    registry = Registry(tmp_path)
+    registry.crown(tmp_path / "first")
+    first, second = (bundle.load(folder).digest[:12] for folder in (tmp_path / "first", world.other_bundle))
+    environment = {"SALESCAST_MODEL": MODEL, "MLFLOW_TRACKING_URI": registry.uri, "SALESCAST_MODEL_POLL_SECONDS": "0.2"}
+    statuses: set[int] = set()
+    versions: list[str] = []
+    stop = threading.Event()
+    with serve(root, workers=2, **environment) as server:
+
+        def ask() -> None:
+            while not stop.is_set():
+                with server.client() as client:  # a connection each time, so that both processes answer
+                    answer = client.post(PREDICT, json=ONE)
+                    statuses.add(answer.status_code)
+                    versions.append(answer.json().get("model_version", ""))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        try:
+            wait(lambda: len(versions) > 5)
+            assert set(versions) == {first}
+            registry.crown(world.other_bundle)
+            wait(lambda: versions[-10:] == [second] * 10, message=server.log.read_text)
+            broken = tmp_path / "broken"
+            shutil.copytree(tmp_path / "first", broken)
+            (broken / bundle.FINAL).write_bytes(b"cut off")
+            registry.crown(broken)
+            wait(lambda: "the model in place goes on serving: bundle" in server.log.read_text())
+            registry.crown(tmp_path / "first")
+            wait(lambda: versions[-10:] == [first] * 10, message=server.log.read_text)
+        finally:
+            stop.set()
+            thread.join()
+        assert statuses == {200}
+        assert set(versions) == {first, second}
+        server.process.terminate()
+        assert server.process.wait(timeout=60) == 0
+        assert not answers(server.url + READY)
+
+
+@pytest.mark.parametrize("name", ["models:/sales-forecast", "models:/sales-forecast/3", "sales-forecast@champion", ""])
+def test_a_model_that_is_named_otherwise_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"a model is named like models:/sales-forecast@champion, got '"):
+        split(name)
+
+
+def test_without_a_registry_or_a_champion_the_server_does_not_start(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+    settings.cache_clear()
+    try:
+        with pytest.raises(UserError, match="is in a registry and MLFLOW_TRACKING_URI is off"):
+            Follower(MODEL, tmp_path / "served", Workdir(world.root))
+    finally:
+        settings.cache_clear()
+    registry = Registry(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    command = [sys.executable, "-m", "salescast.cli", "serve", "--workdir", str(world.root), "--model", MODEL]
+    ports = ["--port", str(free_port()), "--grpc-port", str(free_port())]
+    done = subprocess.run([*command, *ports], check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert f"has no {MODEL_NAME}@champion to give" in done.stderr
+    assert "Traceback" not in done.stderr
