@@ -1,5 +1,7 @@
 """Point-in-time retrieval: feast_asof beside Feast's own stores, on the same files and entity frames.
 
+The data are the demo's at every size (`salescast data generate`), as its two published feature views.
+
     python benchmarks/retrieval.py                      # 65,520, 1M and 10M rows, and 1M/10M/100M to files on disk
     python benchmarks/retrieval.py --rows 65520 1000000 --files
     python benchmarks/retrieval.py --write              # also write docs/bench/retrieval.md
@@ -19,77 +21,37 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+import polars as pl
 import pyarrow.parquet as pq
 
+from salescast import data, features, schema
+from salescast.retrieval import feast_fields
+
 WEEKS, DEPTS = 104, 14
-STAMP = pa.timestamp("us", "UTC")
-FLOATS = [
-    "weekly_sales",
-    "lag_1",
-    "lag_2",
-    "lag_4",
-    "lag_8",
-    "rolling_mean_4w",
-    "rolling_std_4w",
-    "sales_vs_avg",
-    "temperature",
-    "fuel_price",
-    "cpi",
-    "unemployment",
-]
-INTS = ["week_of_year", "month", "quarter", "week_of_month", "is_month_end", "is_holiday", "days_to_holiday"]
 LIMIT = {"dask": 65_520, "feast ray": 65_520, "duckdb": 1_000_000}  # beyond, they fail or take longer than anyone waits
 REPEAT = {"feast ray": 1}
 ENGINES = ["kernel", "local", "ray", "duckdb", "dask", "feast ray"]
 
 
 def generate(folder: Path, rows: int) -> None:
-    """Sources sorted by (store_id, dept_id, event_timestamp) and an entity frame three days later, in blocks."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    series = -(-rows // WEEKS)
-    weeks = np.datetime64("2022-01-07", "us") + np.arange(WEEKS) * np.timedelta64(7, "D")
-    writers: dict[str, pq.ParquetWriter] = {}
-
-    def write(name: str, table: pa.Table) -> None:
-        if name not in writers:
-            writers[name] = pq.ParquetWriter(folder / f"{name}.parquet", table.schema)
-        writers[name].write_table(table)
-
-    for start in range(0, series, 10_000):
-        ids = np.arange(start, min(start + 10_000, series))
-        stores, depts = (ids // DEPTS + 1).astype(np.int32), (ids % DEPTS + 1).astype(np.int32)
-        count = min(len(ids) * WEEKS, rows - start * WEEKS)
-        keys = {"store_id": np.repeat(stores, WEEKS)[:count], "dept_id": np.repeat(depts, WEEKS)[:count]}
-        times = np.tile(weeks, len(ids))[:count]
-        values: dict[str, Any] = {name: rng.gamma(2, 1000, count).astype(np.float32).round(2) for name in FLOATS}
-        values |= {name: rng.integers(0, 52, count, dtype=np.int32) for name in INTS}
-        write("sales_features", pa.table(keys | {"event_timestamp": pa.array(times, STAMP)} | values))
-        write("entities", pa.table(keys | {"event_timestamp": pa.array(times + np.timedelta64(3, "D"), STAMP)}))
-        static = {
-            "store_id": stores,
-            "dept_id": depts,
-            "event_timestamp": pa.array(np.full(len(ids), weeks[0]), STAMP),
-            "store_type": np.array(["A", "B", "C"])[stores % 3],
-            "store_size": stores.astype(np.int64) * 1000,
-            "region": np.array(["north", "south", "east", "west"])[stores % 4],
-        }
-        write("store_features", pa.table(static))
-    for writer in writers.values():
-        writer.close()
+    """The demo's data with at least that many rows, its two published feature views, and entities three days later."""
+    raw = folder / "raw"
+    data.generate(raw, stores=-(-rows // (WEEKS * DEPTS)), depts=DEPTS, weeks=WEEKS)
+    features.build(raw, folder, views=(schema.SALES_VIEW, schema.STORE_VIEW))
+    time = (pl.col("week").cast(schema.TIMESTAMP_TYPE) + pl.duration(days=3)).alias(schema.TIMESTAMP)
+    entities = pl.scan_parquet(raw / data.SALES).select(*schema.KEYS, time)
+    entities.sink_parquet(folder / "entities.parquet", row_group_size=1 << 20)
+    shutil.rmtree(raw)
 
 
 def feature_store(folder: Path, offline: dict[str, Any]) -> Any:
     """A feature store over the generated files, with its registry in a temporary folder."""
-    from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
-    from feast.types import Float32, Int32, Int64, String
+    from feast import Entity, FeatureService, FeatureStore, FeatureView, FileSource, RepoConfig, ValueType
 
     scratch = tempfile.mkdtemp()
     config = RepoConfig(
@@ -101,19 +63,17 @@ def feature_store(folder: Path, offline: dict[str, Any]) -> Any:
         entity_key_serialization_version=3,
     )
     keys = [Entity(name=key, join_keys=[key], value_type=ValueType.INT32) for key in ("store_id", "dept_id")]
-    types = dict.fromkeys(FLOATS, Float32) | dict.fromkeys(INTS, Int32)
-    static = {"store_type": String, "store_size": Int64, "region": String}
     views = [
         FeatureView(
             name=name,
             entities=keys,
             ttl=ttl,
-            schema=[Field(name=f, dtype=t) for f, t in {"store_id": Int32, "dept_id": Int32, **fields}.items()],
+            schema=feast_fields(schema.KEY_TYPES | fields),
             source=FileSource(path=str(folder / f"{name}.parquet"), timestamp_field="event_timestamp"),
         )
         for name, fields, ttl in (
-            ("sales_features", types, timedelta(days=60)),
-            ("store_features", static, timedelta(0)),
+            (schema.SALES_VIEW, schema.SALES_FEATURES, timedelta(days=60)),
+            (schema.STORE_VIEW, schema.STORE_FEATURES, timedelta(0)),
         )
     ]
     store = FeatureStore(config=config)
@@ -186,16 +146,17 @@ def bare(folder: Path) -> Callable[[], Any]:
         keys = (("store_id", "store_id"), ("dept_id", "dept_id"))
         return View(name, str(folder / f"{name}.parquet"), None, keys, "event_timestamp", None, features, ttl, False)
 
-    static = ["store_type", "store_size", "region"]
-    views = [view("sales_features", [*FLOATS, *INTS], 60 * 86_400 * 10**6), view("store_features", static, 0)]
+    sales, static = list(schema.SALES_FEATURES), list(schema.STORE_FEATURES)
+    views = [view(schema.SALES_VIEW, sales, 60 * 86_400 * 10**6), view(schema.STORE_VIEW, static, 0)]
     frame = entity.read(pq.read_table(folder / "entities.parquet"))
-    return lambda: local.Historical(local.Settings(), frame, views, [*FLOATS, *INTS, *static]).table()
+    return lambda: local.Historical(local.Settings(), frame, views, [*sales, *static]).table()
 
 
-def measure(engine: str, folder: Path, rows: int) -> dict[str, Any]:
+def measure(engine: str, folder: Path) -> dict[str, Any]:
     """Seconds (minimum) and peak memory of one engine, in this process."""
     peak = Peak()
-    with cluster() if engine in ("ray", "files", "feast ray") else contextmanager(lambda: (yield ""))() as address:
+    entities = pq.read_metadata(folder / "entities.parquet").num_rows
+    with cluster() if engine in ("ray", "files", "feast ray") else nullcontext("") as address:
         call = runner(engine, folder, address)
         seconds = []
         for _ in range(1 if engine == "files" else REPEAT.get(engine, 3)):
@@ -208,16 +169,16 @@ def measure(engine: str, folder: Path, rows: int) -> dict[str, Any]:
             del result
     return {
         "engine": engine,
-        "rows": rows,
+        "rows": entities,
         "seconds": min(seconds),
         "peak_mib": peak.most >> 20,
-        "complete": count == rows,
+        "complete": count == entities,
     }
 
 
 def spawn(engine: str, folder: Path, rows: int) -> dict[str, Any]:
     """Measure in a new process; a failure or an hour without an end is a result, too."""
-    command = [sys.executable, __file__, "--measure", engine, str(folder), str(rows)]
+    command = [sys.executable, __file__, "--measure", engine, str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
     except subprocess.TimeoutExpired:
@@ -254,11 +215,11 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=ENGINES)
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "feast-asof-bench")
     parser.add_argument("--write", action="store_true", help="also write docs/bench/retrieval.md")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
-        engine, folder, rows = given.measure
-        print(json.dumps(measure(engine, Path(folder), int(rows))))
+        engine, folder = given.measure
+        print(json.dumps(measure(engine, Path(folder))))
         return
     plan = [(e, n) for n in given.rows for e in given.engines if n <= LIMIT.get(e, n)] + [
         ("files", n) for n in given.files
