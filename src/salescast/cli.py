@@ -1,6 +1,7 @@
 """The command line: one thin function a verb. What can be mended by the user ends in one line, never in a traceback."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Final
@@ -415,6 +416,7 @@ def run_pipeline(
 
 def main() -> None:
     """Entry point: user errors become one line and exit code 1, an interrupt becomes 130."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it tells of its database tables
     try:
         app()
     except SystemExit as end:
