@@ -62,8 +62,12 @@ def view(results: Results) -> dict[str, Any]:
     tested = results.tested
     accuracy = None if tested is None else _accuracy(results, tested)
     charts = {} if tested is None else _charts(tested, results.model)
+    unused: list[str] = []
     if results.importance is not None:
-        charts["importance"] = results.importance.sort("increase", descending=True).to_dict(as_series=False)
+        groups = results.importance.sort("increase", descending=True)
+        used = pl.col("increase") != 0
+        charts["importance"] = groups.filter(used).to_dict(as_series=False)
+        unused = groups.filter(~used)["group"].to_list()
     return {
         "meta": results.raw.meta,
         "source": Path(results.raw.meta.source).name,
@@ -74,6 +78,7 @@ def view(results: Results) -> dict[str, Any]:
         "single": kept["dept_id"].n_unique() == 1,
         "totals": _totals(series, results.raw.stores),
         "accuracy": accuracy,
+        "unused": unused,
         "quality": _quality(results.raw),
         "rejected": [] if results.rejected is None else reasons(results.rejected).to_dicts(),
         "data": {"model": results.model, **series, "charts": charts},
@@ -195,7 +200,7 @@ def _total(values: Sequence[float | None]) -> float | None:
     return sum(observed) if observed else None
 
 
-def _totals(series: dict[str, Any], stores: pl.DataFrame) -> dict[str, Rows]:
+def _totals(series: dict[str, Any], stores: pl.DataFrame) -> dict[str, Any]:
     """The forecast weeks of every region and store beside the last weeks and the same weeks of the year before."""
     if "mid" not in series:
         return {}
@@ -214,7 +219,8 @@ def _totals(series: dict[str, Any], stores: pl.DataFrame) -> dict[str, Rows]:
             )
     rows.sort(key=lambda row: row["next"] or 0, reverse=True)
     found = {kind: [row for row in rows if row["place"].startswith(kind)][:MAX_ROWS] for kind in "*rs"}
-    return {"all": found["*"], "regions": found["r"], "stores": found["s"]}
+    known = [name for name in ("store_type", "region") if stores[name].count()]
+    return {"all": found["*"], "regions": found["r"], "stores": found["s"], "known": known}
 
 
 def _accuracy(results: Results, tested: pl.DataFrame) -> dict[str, Any]:
@@ -240,17 +246,19 @@ def _accuracy(results: Results, tested: pl.DataFrame) -> dict[str, Any]:
         "own": models.row(by_predicate=pl.col("model") == model, named=True),
         "rival": models.row(by_predicate=pl.col("model") == rivals[0], named=True) if rivals else None,
         "steps": steps.to_dicts(),
-        "by_cutoff": _across(tested, "cutoff"),
-        "by_holiday": _across(marked, "is_holiday"),
+        "across": _across(marked, ["cutoff", "is_holiday"]),
         "by_store": _beside(pair, model, ["store_id"]),
         "by_dept": _beside(pair, model, ["dept_id"]),
         "worst": _beside(pair, model, list(KEYS))[:WORST],
     }
 
 
-def _across(tested: pl.DataFrame, column: str) -> dict[str, Any]:
-    """WMAPE with a row for every model and a column for every value of `column`."""
-    wide = scores(tested, ["model", column]).pivot(column, index="model", values="wmape", sort_columns=True)
+def _across(tested: pl.DataFrame, columns: Sequence[str]) -> dict[str, Any]:
+    """WMAPE with a row for every model, best first, and a column for every value of each of `columns`."""
+    wide = scores(tested).select("model")
+    for column in columns:
+        part = scores(tested, ["model", column]).pivot(column, index="model", values="wmape", sort_columns=True)
+        wide = wide.join(part, on="model", how="left", maintain_order="left")
     return {"columns": wide.columns[1:], "rows": [(row[0], row[1:]) for row in wide.iter_rows()]}
 
 

@@ -74,7 +74,7 @@
     const edge = data.ahead.length ? data.ahead[data.ahead.length - 1] : data.weeks[data.weeks.length - 1];
     const traces = [{ ...line("sold", data.weeks, data.sales[at], "--history"), ...withHoliday(data.weeks, data.sales[at]) }];
     if (data.test && data.test[at].some((value) => !missing(value))) {
-      traces.push(line(`forecast of ${showDate(data.cutoff)}`, data.tested, data.test[at], "--tested", { dash: "dot" }));
+      traces.push(line(narrow.matches ? "tested" : `forecast of ${showDate(data.cutoff)}`, data.tested, data.test[at], "--tested", { dash: "dot" }));
     }
     if (data.mid) {
       if (data.low[at].some((value) => !missing(value))) {
@@ -150,7 +150,7 @@
       tiles.push(tile("Next week", show(data.mid[at][0]), range));
       tiles.push(tile(`Next ${data.ahead.length} weeks`, show(next), `${showChange(next, before)} on the year before`));
     }
-    if (data.missed) tiles.push(tile("Missed in the backtest", showShare(data.missed[at]), "of what was sold"));
+    if (data.missed) tiles.push(tile("Usual error", showShare(data.missed[at]), "of sales, when it was tested"));
     $("tiles").replaceChildren(...tiles);
   };
   const fillTable = () => {
