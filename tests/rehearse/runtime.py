@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,14 @@ class Process:
     """A container."""
 
     name: str
-    popen: subprocess.Popen[bytes]
+    start: Callable[[], subprocess.Popen[bytes]]
     log: Path
     address: str
     spec: Mapping[str, Any]
+    restarts: int = 1  # the kubelet has more patience
+
+    def __post_init__(self) -> None:
+        self.popen = self.start()
 
     def tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
@@ -75,13 +79,20 @@ class Process:
         return ""
 
     def ready(self) -> None:
-        """Its startup probe passes in the time that it allows, then its readiness and liveness probes do."""
+        """Its startup probe passes in the time that it allows, then its readiness and liveness probes do.
+
+        One that ends is started again, once: what waits for another pod, or is beaten by a busy machine, may.
+        """
         startup = self.spec.get("startupProbe", {"periodSeconds": 2, "failureThreshold": 30})
         until = time.monotonic() + startup["periodSeconds"] * startup["failureThreshold"]
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             while kind in self.spec and (reason := self.probe(kind)):
                 if self.popen.poll() is not None:
-                    raise SystemExit(f"{self.name} ended with {self.popen.returncode}\n{self.tail()}")
+                    if not self.restarts:
+                        raise SystemExit(f"{self.name} ended with {self.popen.returncode}\n{self.tail()}")
+                    sys.stdout.write(f"          {self.name} ended and is started again\n{self.tail()}\n")
+                    self.restarts -= 1
+                    self.popen = self.start()
                 if time.monotonic() > until:
                     raise SystemExit(f"{self.name}: {kind} fails: {reason}\n{self.tail()}")
                 time.sleep(0.5)
@@ -236,16 +247,20 @@ class Cluster:
         become = f"setpriv --reuid={USER} --regid=0 --groups={USER} --no-new-privs --inh-caps=-all --bounding-set=-all"
         script += f"; cd /; exec /usr/sbin/chroot {own / 'root'} {become} {shlex.join(command)}"
         inside = ["ip", "netns", "exec", network, "unshare", "--mount", "--uts", "/bin/bash", "-c", script]
-        with log.open("wb") as file:
-            popen = subprocess.Popen(
-                inside,
-                env=self._environment(spec, pod) | extra,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        process = Process(name, popen, log, self.addresses[pod], spec)
+        environment = self._environment(spec, pod) | extra
+
+        def start() -> subprocess.Popen[bytes]:
+            with log.open("ab") as file:
+                return subprocess.Popen(
+                    inside,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+
+        process = Process(name, start, log, self.addresses[pod], spec)
         self.processes.append(process)
         return process
 
