@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 import trustme
 from ray.util import get_node_ip_address
 
@@ -24,6 +25,9 @@ import ray
 from feast_asof.connect import connect
 from feast_asof.errors import AsofError
 ray.__version__ = sys.argv[2] if len(sys.argv) > 2 else ray.__version__
+if len(sys.argv) > 3:
+    from ray._private import utils
+    utils.compute_version_info = lambda: (ray.__version__, sys.argv[3])
 try:
     connect(sys.argv[1])
     print("answer", ray.get(ray.remote(lambda: 42).remote(), timeout=60))
@@ -117,11 +121,14 @@ def test_mtls(tmp_path: Path) -> None:
         assert missing.startswith("refused RAY_TLS_CA_CERT=/no/ca.pem: no such file")
 
 
-def test_other_ray_version() -> None:
-    with head({}) as (gcs, _):
-        said = drive(gcs, {}, "2.40.0")
-        assert "2.40.0" in said
-        assert "driver and cluster need the same Ray and the same Python minor version" in said
+@pytest.mark.slow
+def test_other_versions() -> None:
+    with head({}) as (gcs, client):
+        for address in (gcs, client):
+            for other in (["2.40.0"], [ray.__version__, "3.9.1"]):
+                said = drive(address, {}, *other)
+                assert other[-1] in said
+                assert "driver and cluster need the same Ray and the same Python minor version" in said
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
