@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick lint cover bench-retrieval bench-accuracy bench-training bench-serving manifests rehearse image pin clean
+.PHONY: help setup run test quick lint cover bench-retrieval bench-accuracy bench-training bench-serving pictures manifests rehearse image pin clean
 
 help:  ## print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench-training: setup  ## samples per second beside the usual DataLoader + DDP
 
 bench-serving: setup  ## latency and throughput of the forecast server
 	$(BIN)/python benchmarks/serving.py --write
+
+pictures: setup  ## the pictures of README.md, from the finished run in shared/ (needs Chromium)
+	$(BIN)/python docs/pictures.py
 
 IMAGE ?= salescast:0.1.0
 BASE_IMAGE ?= registry.access.redhat.com/ubi9/python-312-minimal:9.8
