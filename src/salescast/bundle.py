@@ -12,7 +12,8 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -31,7 +32,10 @@ from salescast.weeks import calendar
 
 FINAL, BEST, SCALERS, METADATA = "model_final.pt", "model_best.pt", "scalers.json", "model_metadata.json"
 FORMAT = 1
-CHUNK = 8192  # base rows x horizons per forward pass: bounds memory
+CHUNK = 2048  # base rows x horizons per forward pass: its layers fit into a cache
+
+# What files raise that are not what they should be.
+BROKEN: Final = (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, UnpicklingError)
 
 Weights = dict[str, Tensor]
 
@@ -63,6 +67,7 @@ class Forecast:
     weeks: NDArray[np.datetime64]  # datetime64[D] [n, H]
     levels: tuple[float, ...]  # of the quantiles
     fallback: NDArray[np.int8]  # [n, H], see Inputs
+    outside: dict[str, int]  # values unlike any in training, by input (see Scaler.outside)
 
     def at(self, level: float) -> NDArray[np.float64]:
         """The forecasts [n, H] of one level, such as 0.5. Raises ValueError for a level the model does not have."""
@@ -115,9 +120,10 @@ class Bundle:
             with torch.inference_mode():
                 answer = self.network(numeric, index).mean(dim=1)
             out[part] = answer.view(n, weeks, -1).numpy()
+        outside = self.scaler.outside(inputs.base, inputs.step[:, :weeks], codes)
         scale, anchor = inputs.unit[:, :weeks, None], inputs.anchor[:, :weeks, None]
         quantiles = anchor + scale * self._calibrated(out)
-        return Forecast(quantiles, inputs.weeks[:, :weeks], self.levels, inputs.fallback[:, :weeks])
+        return Forecast(quantiles, inputs.weeks[:, :weeks], self.levels, inputs.fallback[:, :weeks], outside)
 
     def _calibrated(self, quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
         """The median times the trust in it, and distances from it times the factor of their side."""
@@ -205,7 +211,18 @@ def _damaged(folder: Path, described: dict[str, Any]) -> list[str]:
 
 
 def load(folder: Path, part: str = FINAL) -> Bundle:
-    """Load a bundle; `part`: FINAL, which forecasts, or BEST. Raises UserError if its files do not belong together."""
+    """Load a bundle; `part`: FINAL, which forecasts, or BEST.
+
+    Raises UserError if its files do not belong together or are not what they should be: code in them is not run.
+    """
+    try:
+        return _load(folder, part)
+    except BROKEN as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"bundle {folder} cannot be used: {type(error).__name__}: {reason}; train again") from None
+
+
+def _load(folder: Path, part: str) -> Bundle:
     described = read_metadata(folder)
     damaged = _damaged(folder, described)
     if damaged:

@@ -5,6 +5,7 @@ import io
 import logging
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -54,7 +55,9 @@ class Checkpoints:
             content = self.path(number).read_bytes()
             if hashlib.sha256(content[:-_HASH]).digest() != content[-_HASH:]:
                 logger.warning("checkpoint %s is cut short or damaged; trying the one before", self.path(number))
-            elif (digest := _load(content)["digest"]) != self.digest:
+            elif (digest := _digest(content)) is None:
+                logger.warning("checkpoint %s is something else; trying the one before", self.path(number))
+            elif digest != self.digest:
                 logger.warning(
                     "checkpoint %s belongs to other data or settings (%.12s, this fit is %.12s) and is not used",
                     self.path(number), digest, self.digest,
@@ -70,6 +73,14 @@ class Checkpoints:
         """Remove every checkpoint: the fit is finished, or they are another fit's."""
         for number in self._numbers():
             self.path(number).unlink(missing_ok=True)
+
+
+def _digest(content: bytes) -> str | None:
+    """What the checkpoint says it belongs to; None where it is none (code in it is not run)."""
+    try:
+        return str(_load(content)["digest"])
+    except (UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError):
+        return None
 
 
 def _load(content: bytes) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from salescast.errors import UserError
@@ -45,12 +46,25 @@ class Settings(BaseSettings):
     # Series in one request, and bytes of its body; more is answered 413.
     max_instances: int = Field(default=5000, ge=1, validation_alias="SALESCAST_MAX_INSTANCES")
     max_body_bytes: int = Field(default=1 << 20, ge=1, validation_alias="SALESCAST_MAX_BODY_BYTES")
+    # Series that may wait for their forecasts, and requests a second, in one server process; more is answered 429.
+    max_waiting: int = Field(default=50_000, ge=1, validation_alias="SALESCAST_MAX_WAITING")
+    max_requests_per_second: float | None = Field(
+        default=None, gt=0, validation_alias="SALESCAST_MAX_REQUESTS_PER_SECOND"
+    )
     # Seconds between two looks at the bundle folder, or at the registry, for a new model.
     model_poll_seconds: float = Field(default=5.0, gt=0, validation_alias="SALESCAST_MODEL_POLL_SECONDS")
     # Seconds that a server which was told to stop gives to the requests under way.
     shutdown_seconds: int = Field(default=30, ge=1, validation_alias="SALESCAST_SHUTDOWN_SECONDS")
     # Not checked unless set: history that is served for a demonstration may be years old.
     max_feature_age_days: float | None = Field(default=None, gt=0, validation_alias="SALESCAST_MAX_FEATURE_AGE_DAYS")
+
+    @field_validator("mlflow_tracking_uri")
+    @classmethod
+    def _without_password(cls, uri: str | None) -> str | None:
+        """An address is logged, shown and kept in files."""
+        if uri and urlsplit(uri).password:
+            raise ValueError("no password may stand in it; give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+        return uri
 
 
 @cache
@@ -60,6 +74,8 @@ def settings() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
+        if first["loc"][0] == "MLFLOW_TRACKING_URI":
+            raise UserError(f"MLFLOW_TRACKING_URI: {first['msg'].removeprefix('Value error, ')}") from None
         variable = first["loc"][0]
         raise UserError(f"{variable}: {first['msg']}, got {first['input']!r}; correct or unset the variable") from None
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from salescast.config import TrainConfig
 from salescast.distributed import Group
 from salescast.errors import UserError
-from salescast.frames import CATEGORIES, LEVEL
+from salescast.frames import CATEGORIES, LARGEST, LEVEL
 from salescast.inputs import Inputs, build
 from salescast.model import Scaler
 from salescast.schema import KEYS, LABEL, TIMESTAMP
@@ -249,11 +249,12 @@ def learned(shard: Shard, mask: NDArray[np.bool_], group: Group) -> NDArray[np.b
 
 
 def fit_scaler(shard: Shard, mask: NDArray[np.bool_], group: Group) -> Scaler:
-    """Mean, standard deviation and missing counts over the training samples of all ranks, and the categories seen.
+    """Mean, deviation, bounds and missing counts over the training samples of all ranks, and the categories seen.
 
     A base input counts once a row, a step input once a sample.
     """
     sums = np.zeros((4, len(shard.names)))  # finite values, their sum, sum of squares, missing values
+    bounds = np.full((2, len(shard.names)), -LARGEST)  # the largest value, and the smallest with its sign turned
     width = shard.base.shape[1]
     for at in range(0, len(mask), CHUNK):
         part = slice(at, at + CHUNK)
@@ -267,7 +268,11 @@ def fit_scaler(shard: Shard, mask: NDArray[np.bool_], group: Group) -> Scaler:
             sums[:, columns] += np.stack(
                 [finite.sum(axis=0), clean.sum(axis=0), np.einsum("ij,ij->j", clean, clean), (~finite).sum(axis=0)]
             )
+            for side, sign in enumerate((1, -1)):
+                most = np.max(sign * values, axis=0, where=finite, initial=-LARGEST)
+                bounds[side, columns] = np.maximum(bounds[side, columns], most)
     count, total, squares, missing = group.sum(sums)
+    high, low = group.max(bounds) * [[1], [-1]]
     mean = total / np.maximum(count, 1)
     deviation = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
     constant = deviation <= 1e-5 * np.maximum(np.abs(mean), 1e-3)
@@ -282,7 +287,8 @@ def fit_scaler(shard: Shard, mask: NDArray[np.bool_], group: Group) -> Scaler:
         name: tuple(sorted(set().union(*(rank[name] for rank in ranks)))) for name in seen
     }
     vocabulary["horizon"] = tuple(range(shard.horizon))
-    return Scaler(shard.names, tuple(mean.tolist()), tuple(scale.tolist()), tuple((missing > 0).tolist()), vocabulary)
+    means, scales, holes, lows, highs = (tuple(values.tolist()) for values in (mean, scale, missing > 0, low, high))
+    return Scaler(shard.names, means, scales, holes, vocabulary, lows, highs)
 
 
 def select(shard: Shard, mask: NDArray[np.bool_], scaler: Scaler, device: torch.device) -> Samples:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Final
 
 import numpy as np
@@ -24,7 +23,7 @@ from kserve.errors import ServerNotReady
 from prometheus_client import Counter, Gauge, Histogram
 
 from salescast import bundle, schema
-from salescast.bundle import Bundle
+from salescast.bundle import BROKEN, Bundle
 from salescast.config import Settings
 from salescast.errors import UserError
 from salescast.online import Database, OnlineReader, OnlineRows, StoreDownError, open_database, read_options
@@ -36,8 +35,6 @@ logger = logging.getLogger(__name__)
 THREADS: Final = 2  # batches under way at once
 BATCH: Final = 1024  # series read together, unless one request has more
 DAY: Final = 86_400.0  # seconds
-# What files raise that are not what they should be.
-BROKEN: Final = (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, UnpicklingError)
 BUCKETS: Final = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0, 5.0)
 
 READ_SECONDS = Histogram("salescast_feature_read_seconds", "Online read of one batch of requests", buckets=BUCKETS)
@@ -45,6 +42,7 @@ MODEL_SECONDS = Histogram("salescast_model_seconds", "Forecast of one batch of r
 INSTANCES = Counter("salescast_instances", "Series forecast")
 FORECASTS = Counter("salescast_forecasts", "Weeks forecast, by the version of the model", ["model_version"])
 FEATURE_AGE = Gauge("salescast_feature_age_days", "Age of the oldest row last used", multiprocess_mode="mostrecent")
+OUTSIDE = Counter("salescast_inputs_outside_training", "Values unlike any in training, by input", ["input"])
 RELOADS = Counter("salescast_bundle_reloads", "New bundles found in the model folder", ["outcome"])
 
 
@@ -54,6 +52,29 @@ class UnavailableError(ServerNotReady):  # type: ignore[misc]  # KServe is untyp
     def __init__(self, reason: str) -> None:
         super().__init__()
         self.reason = self.error_msg = reason
+
+
+class BusyError(UnavailableError):
+    """More work than the server takes on: 429, UNAVAILABLE; the client may try again in a moment."""
+
+
+class Rate:
+    """At most `per_second` requests, a second's worth of them at once (a token bucket); None = any number."""
+
+    def __init__(self, per_second: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_second, self._clock = per_second, clock
+        self._tokens, self._since = per_second or 0.0, clock()
+
+    def check(self) -> None:
+        """Count a request. Raises BusyError."""
+        if self.per_second is None:
+            return
+        now = self._clock()
+        self._tokens = min(max(self.per_second, 1.0), self._tokens + (now - self._since) * self.per_second)
+        self._since = now
+        if self._tokens < 1:
+            raise BusyError(f"more than {self.per_second:g} requests a second; try again in a moment")
+        self._tokens -= 1
 
 
 def service_views(service: str, planned: Sequence[str] = ()) -> dict[str, Mapping[str, pl.DataType]]:
@@ -110,6 +131,8 @@ class Forecaster:
         self._seen = self._signature()
         self.served = self._load()
         self._waiting: list[tuple[Served, Query, asyncio.Future[Answer]]] = []
+        self._series_waiting = 0
+        self._rate = Rate(settings.max_requests_per_second)
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="forecast")
         self._wake = threading.Event()
@@ -159,9 +182,13 @@ class Forecaster:
             raise UnavailableError(f"online store: {error}") from None
 
     async def answer(self, parse: Callable[[Limits], Query]) -> Answer:
-        """Forecast what `parse` reads from a request. Raises RequestError, UnavailableError."""
+        """Forecast what `parse` reads from a request. Raises RequestError, UnavailableError (BusyError)."""
+        self._rate.check()
         served = self.served
         query = parse(served.limits)
+        if self._waiting and self._series_waiting + len(query.pairs) > self._settings.max_waiting:
+            raise BusyError(f"{self._series_waiting} series wait for their forecasts already; try again in a moment")
+        self._series_waiting += len(query.pairs)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((served, query, future))
         if len(self._tasks) < THREADS:
@@ -196,6 +223,7 @@ class Forecaster:
                 break
             end += 1
         batch, self._waiting = self._waiting[:end], self._waiting[end:]
+        self._series_waiting -= sum(len(query.pairs) for _, query, _ in batch)
         return batch
 
     def _answers(self, served: Served, queries: list[Query]) -> list[Answer | RequestError | UnavailableError]:
@@ -228,6 +256,8 @@ class _Cut:
             self.forecast = served.model.predict(rows.columns)
             self.age_days = np.maximum(time.time() - weeks, 0.0) / DAY
             FEATURE_AGE.set(self.age_days.max())
+            for name, count in self.forecast.outside.items():
+                OUTSIDE.labels(name).inc(count)
 
     def part(self, query: Query, first: int) -> Answer | RequestError | UnavailableError:
         """The answer to `query`, whose pairs begin at `first`."""

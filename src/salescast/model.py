@@ -34,7 +34,8 @@ class Scaler:
     """What the network knows of its inputs, from training rows only.
 
     `mean`, `scale` (1 / standard deviation; 0 = constant, switched off) and `missing` (True = has a missing indicator)
-    are per numeric input in the order of `names`; `vocabulary` holds the sorted values of each category.
+    are per numeric input in the order of `names`; `vocabulary` holds the sorted values of each category. `low` and
+    `high` are the bounds of each input's training values (() in bundles that do not say).
     """
 
     names: tuple[str, ...]
@@ -42,6 +43,8 @@ class Scaler:
     scale: tuple[float, ...]
     missing: tuple[bool, ...]
     vocabulary: dict[str, tuple[int | str, ...]]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,6 +53,7 @@ class Scaler:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`, also from JSON."""
         lists = {name: tuple(values[name]) for name in ("names", "mean", "scale", "missing")}
+        lists |= {name: tuple(values.get(name, ())) for name in ("low", "high")}
         return cls(**lists, vocabulary={name: tuple(known) for name, known in values["vocabulary"].items()})
 
     @property
@@ -73,6 +77,27 @@ class Scaler:
         """The categories of n rows as int64 [n, categories but the horizon]."""
         codes = [self.code(name, values) for name, values in inputs.categories.items()]
         return torch.from_numpy(np.stack(codes, axis=1))
+
+    def outside(self, base: NDArray[np.float32], step: NDArray[np.float32], codes: Tensor) -> dict[str, int]:
+        """How many values [n, Fb], [n, H, Fs] are beyond their training values, and categories unknown, by input.
+
+        A missing number is not beyond anything. Inputs without such values are left out.
+        """
+        if not self.low:
+            return {}
+        low, high = self._bounds
+        width = base.shape[1]
+        beyond = ((base < low[:width]) | (base > high[:width])).sum(axis=0)
+        ahead = ((step < low[width:]) | (step > high[width:])).sum(axis=(0, 1))
+        unknown = (codes == 0).sum(dim=0).numpy()
+        told = [len(self.vocabulary[name]) > 0 for name in CATEGORIES]  # in training it was always missing
+        counts = np.concatenate([beyond, ahead, unknown * told])
+        names = (*self.names, *CATEGORIES)
+        return {names[place]: int(counts[place]) for place in np.flatnonzero(counts)}
+
+    @cached_property
+    def _bounds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return np.array(self.low, np.float32), np.array(self.high, np.float32)
 
     def horizons(self, weeks: int) -> Tensor:
         """The codes of horizons 0 .. weeks - 1, int64 [weeks]."""

@@ -10,6 +10,7 @@ import os
 import socket
 import sqlite3
 import threading
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 Key = tuple[int, int]  # store_id, dept_id
 Row = tuple[Any, ...]
 
+CHECKSUM: Final = 8  # characters behind a row's features
 WRITE_TIMEOUT: Final = 60.0  # seconds that a writer waits for another one
 # 32-bit numbers are written in the fewest digits that give them back as such.
 KINDS: Final[dict[pl.DataType, Any]] = {
@@ -221,11 +223,20 @@ def table_name(project: str, view: str) -> str:
 def select(database: Database, tables: Sequence[str], keys: Sequence[str]) -> list[Row]:
     """Rows (number of the table, entity_key, event_ts in microseconds, JSON) of `keys`, one statement for all tables.
 
-    Raises StoreDownError.
+    Raises StoreDownError, also for a row that is not as it was written.
     """
     one = f'SELECT {{number}}, entity_key, event_ts, features FROM "{{table}}" WHERE {database.among_keys}'
     sql = " UNION ALL ".join(one.format(number=number, table=table) for number, table in enumerate(tables))
-    return database.fetch(sql, [database.keys(keys)] * len(tables))
+    rows = database.fetch(sql, [database.keys(keys)] * len(tables))
+    for _, key, time, features in rows:
+        if with_checksum(key, time, features[:-CHECKSUM]) != features:
+            raise StoreDownError(f"the row of {key} is damaged; materialize again")
+    return [(number, key, time, features[:-CHECKSUM]) for number, key, time, features in rows]
+
+
+def with_checksum(key: str, time: int, features: str) -> str:
+    """How features stand in the table: a flipped bit in a database file would be a wrong forecast and no error."""
+    return f"{features}{zlib.crc32(f'{key}{time}{features}'.encode()):08x}"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,17 @@ from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
 from pydantic import StrictStr
 
-from salescast.online import CREATE, DROP, UPSERT, Database, entity_key, open_database, select, table_name
+from salescast.online import (
+    CREATE,
+    DROP,
+    UPSERT,
+    Database,
+    entity_key,
+    open_database,
+    select,
+    table_name,
+    with_checksum,
+)
 
 MICROSECONDS = 1_000_000
 
@@ -56,10 +66,8 @@ class RowOnlineStore(OnlineStore):  # type: ignore[misc]
         data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        rows = [
-            (_key(key), _micros(time), created and _micros(created), _json(values))
-            for key, values, time, created in data
-        ]
+        keyed = [(_key(key), _micros(time), created and _micros(created), _json(v)) for key, v, time, created in data]
+        rows = [(key, time, created, with_checksum(key, time, json)) for key, time, created, json in keyed]
         database = self._open(config)
         database.write(UPSERT.format(table=table_name(config.project, table.name), mark=database.mark), rows)
         if progress:

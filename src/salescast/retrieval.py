@@ -5,6 +5,7 @@ import hashlib
 import io
 import logging
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -85,6 +86,29 @@ def open_store(workdir: Workdir, yaml: str | None = None) -> "FeatureStore":
 
 
 @contextlib.contextmanager
+def _stores() -> Iterator[None]:
+    """Errors of the registry, the online store and Ray, each as one line; none of them tells a password."""
+    import psycopg
+    import sqlalchemy.exc
+
+    from feast_asof.errors import AsofError
+
+    kinds: tuple[type[Exception], ...] = (sqlalchemy.exc.SQLAlchemyError, psycopg.Error, sqlite3.Error, AsofError)
+    if "ray" in sys.modules:
+        from ray.exceptions import RayError
+
+        kinds += (RayError, ConnectionError)
+    try:
+        yield
+    except kinds as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"the feature store does not answer or is damaged: {reason}; mend it (a damaged SQLite file: remove it), "
+            "then `salescast apply` and `salescast materialize` make its content again"
+        ) from error
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Feast prints what it does; that belongs into the log."""
     out = io.StringIO()
@@ -107,7 +131,7 @@ def apply(workdir: Workdir, yaml: str | None = None) -> None:
     sys.modules.pop("features", None)  # an earlier workdir's declarations
     sys.path.insert(0, str(repo))
     try:
-        with contextlib.chdir(repo), _quiet():
+        with contextlib.chdir(repo), _quiet(), _stores():
             apply_total(config, repo, skip_source_validation=False)
     finally:
         sys.path.remove(str(repo))
@@ -125,8 +149,8 @@ def materialize(workdir: Workdir) -> int:
         series=pl.struct(schema.KEYS).n_unique(),
     )
     first, last, series = newest.collect().row(0)
-    store = open_store(workdir)
-    with _quiet():
+    with _quiet(), _stores():
+        store = open_store(workdir)
         store.materialize(first - timedelta(days=1), last + timedelta(days=1))
     return int(series)
 
@@ -172,11 +196,11 @@ def retrieve(workdir: Workdir, service: str, yaml: str | None = None) -> Path:
     target = workdir.training / training_digest(workdir, service)
     if is_whole(target):
         return target
-    store = open_store(workdir, yaml)
     entities = workdir.data / f"{schema.SALES_VIEW}.parquet"
     frame = pq.read_table(entities, columns=[*schema.KEYS, schema.TIMESTAMP])
-    job = store.get_historical_features(entity_df=frame, features=store.get_feature_service(service))
-    with replace_dir(target) as temporary:
+    with _stores(), replace_dir(target) as temporary:
+        store = open_store(workdir, yaml)
+        job = store.get_historical_features(entity_df=frame, features=store.get_feature_service(service))
         if store.config.offline_store.engine == "ray":
             # The workers write the parts, in order; the whole set is never in one process.
             for number, part in enumerate(job.to_remote_storage()):

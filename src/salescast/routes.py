@@ -28,7 +28,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
-from salescast.forecaster import UnavailableError
+from salescast.forecaster import BusyError, UnavailableError
 from salescast.protocol import INT32, RequestError, TooLargeError
 from salescast.schema import MODEL_NAME
 
@@ -102,6 +102,7 @@ class Body:
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"model": ErrorResponse, "description": "A field or an instance is wrong; the message names it"},
     413: {"model": ErrorResponse, "description": "Too many instances or bytes"},
+    429: {"model": ErrorResponse, "description": "More work than the server takes on; try again in a moment"},
     415: {"model": ErrorResponse, "description": "The body is not JSON"},
     503: {"model": ErrorResponse, "description": "The online store is down, or features are missing or too old"},
 }
@@ -225,6 +226,7 @@ def handle_errors(app: FastAPI) -> None:
         (TooLargeError, 413),
         (UnsupportedTypeError, 415),
         (UnavailableError, 503),
+        (BusyError, 429),
     ):
         app.add_exception_handler(kind, _answer_with(status))
     app.add_exception_handler(ModelNotFound, _answer_with(404))
@@ -239,6 +241,7 @@ def _answer_with(status: int) -> Callable[[Request, Exception], Awaitable[Respon
     async def handler(request: Request, error: Exception) -> Response:
         level = logging.WARNING if status >= 500 else logging.INFO
         logger.log(level, "%s %s: %d %s", request.method, request.url.path, status, error)
-        return JSONResponse({"error": str(error)}, status_code=status)
+        headers = {"Retry-After": "1"} if status == 429 else None
+        return JSONResponse({"error": str(error)}, status_code=status, headers=headers)
 
     return handler

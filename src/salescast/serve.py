@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -111,9 +112,21 @@ def _supervise(commands: list[list[str]], place: Path, bundle: Path) -> None:
         raise UserError(f"a process of the server ended at once with code {failed}; its reason stands above")
 
 
+def _end_with(parent: int) -> None:
+    """Stop as at SIGTERM when the supervisor is gone: one that was killed cannot stop its servers."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
+
+
 def _worker(arguments: list[str]) -> int:
     from salescast import server
 
+    _end_with(os.getppid())
     folder, repo, http_port, grpc_port = arguments
     try:
         server.run(Path(folder), Path(repo), int(http_port), int(grpc_port), shared=True)

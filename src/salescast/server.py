@@ -24,7 +24,7 @@ from prometheus_client import Counter
 
 from salescast import protocol, protocol_v2, routes
 from salescast.config import settings
-from salescast.forecaster import Forecaster, UnavailableError
+from salescast.forecaster import BusyError, Forecaster, UnavailableError
 from salescast.schema import MODEL_NAME
 
 REQUESTS = Counter("salescast_requests", "Requests for forecasts, by how they ended", ["protocol", "outcome"])
@@ -78,6 +78,9 @@ def _counted(kind: str) -> Iterator[None]:
         outcome = "ok"
     except InvalidInput:
         outcome = "bad_request"
+        raise
+    except BusyError:
+        outcome = "busy"
         raise
     except UnavailableError:
         outcome = "unavailable"

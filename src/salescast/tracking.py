@@ -7,6 +7,7 @@ stopped when the server was away. `python -m salescast.tracking JOURNAL` sends w
 import json
 import logging
 import os
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,21 @@ def check(uri: str, attempts: int = 3) -> None:
         if not os.access(next(parent for parent in (folder, *folder.parents) if parent.exists()), os.W_OK):
             raise UserError(f"the MLflow store {uri} is in a folder that cannot be written; {hint}")
         folder.mkdir(parents=True, exist_ok=True)
+        if uri.startswith("sqlite:///"):
+            _check_sqlite(Path(uri.removeprefix("sqlite:///")))
+
+
+def _check_sqlite(path: Path) -> None:
+    """Raise UserError for a damaged file; none at all is fine, MLflow makes one."""
+    if not path.is_file():
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as file:
+            found = file.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.Error as error:
+        found = str(error)
+    if found != "ok":
+        raise UserError(f"the MLflow store {path} is damaged ({found}); put a copy in its place, or move it away")
 
 
 def journal_folder(plan: Plan) -> Path | None:

@@ -1,6 +1,7 @@
 """Features missing or old, bundles replaced and broken, crowds of clients, clients that leave, SIGTERM under load."""
 
 import asyncio
+import contextlib
 import json
 import re
 import shutil
@@ -17,7 +18,8 @@ import httpx
 import pytest
 
 from salescast.config import Settings
-from salescast.forecaster import Forecaster, UnavailableError
+from salescast.forecaster import BusyError, Forecaster, Rate, UnavailableError
+from salescast.online import CHECKSUM, with_checksum
 from salescast.protocol import Query
 
 from .conftest import PREDICT, READY, Running, World, answers, wait
@@ -39,7 +41,9 @@ def running(root: Path, serve: Serve) -> Iterator[Running]:
 
 
 def change_store(root: Path, sql: str) -> None:
+    """`checked(entity_key, event_ts, features)` renews the checksum."""
     with closing(sqlite3.connect(root / "feature_repo" / "online_store.db")) as file, file:
+        file.create_function("checked", 3, lambda key, time, features: with_checksum(key, time, features[:-CHECKSUM]))
         file.execute(sql)
 
 
@@ -70,7 +74,11 @@ def test_features_missing_partly_missing_and_back(running: Running, root: Path) 
             "features of instances[1] (store_id 1, dept_id 1): no row in ['seasonal_features']; materialize again",
         )
         assert post(client, {"instances": two["instances"][:1]})[0] == 200
-        change_store(root, "UPDATE salescast_sales_features_rows SET event_ts = event_ts + 604800000000")
+        change_store(
+            root,
+            "UPDATE salescast_sales_features_rows SET event_ts = event_ts + 604800000000, features = "
+            "checked(entity_key, event_ts + 604800000000, features)",
+        )
         status, body = post(client, {"instances": two["instances"][:1]})
         assert status == 503
         assert "its feature views are of different weeks" in body["error"]
@@ -79,6 +87,11 @@ def test_features_missing_partly_missing_and_back(running: Running, root: Path) 
         status, body = post(client, two)
         assert status == 400
         assert "instances[0] (store_id 2, dept_id 2) is unknown" in body["error"]
+        shutil.copyfile(root / "kept.db", store)
+        change_store(root, "UPDATE salescast_store_features_rows SET features = replace(features, '1', '2')")
+        status, body = post(client, two)
+        assert status == 503
+        assert "is damaged; materialize again" in body["error"]
         change_store(root, "DROP TABLE salescast_sales_features_rows")
         status, body = post(client, two)
         assert status == 503
@@ -224,6 +237,68 @@ def test_one_bad_request_does_not_spoil_those_answered_with_it(running: Running)
     with ThreadPoolExecutor(30) as crowd, running.client() as client:
         statuses = list(crowd.map(lambda n: post(client, bad if n % 3 == 0 else ONE)[0], range(90)))
     assert statuses == [400 if number % 3 == 0 else 200 for number in range(90)]
+
+
+# --- too much ---
+
+
+def test_more_than_a_server_takes_on_is_answered_429(world: World, serve: Serve) -> None:
+    with serve(world.root, SALESCAST_MAX_WAITING="600") as server, server.client() as client:
+        with ThreadPoolExecutor(24) as crowd:
+            answered = list(crowd.map(lambda _: client.post(PREDICT, json=ALL), range(48)))
+        assert {answer.status_code for answer in answered} == {200, 429}
+        refused = next(answer for answer in answered if answer.status_code == 429)
+        assert re.fullmatch(
+            r"\d+ series wait for their forecasts already; try again in a moment", refused.json()["error"]
+        )
+        assert refused.headers["retry-after"] == "1"
+        assert post(client, ALL)[0] == 200, "one request is taken, however large"
+        busy = sum(answer.status_code == 429 for answer in answered)
+        assert metric(client, 'salescast_requests_total{outcome="busy"') == busy
+
+
+def test_requests_a_second_are_limited_when_asked_for(world: World, serve: Serve) -> None:
+    with serve(world.root, SALESCAST_MAX_REQUESTS_PER_SECOND="3") as server, server.client() as client:
+        statuses = [post(client)[0] for _ in range(12)]
+        assert statuses[:3] == [200] * 3 and 429 in statuses
+        wait(lambda: post(client)[0] == 200)
+        assert client.get(READY).status_code == 200, "probes are not counted"
+
+
+def test_a_rate_is_kept_over_time_and_saved_for_a_second_only() -> None:
+    now = [0.0]
+    rate = Rate(2.0, clock=lambda: now[0])
+
+    def taken(count: int) -> int:
+        done = 0
+        for _ in range(count):
+            with contextlib.suppress(BusyError):
+                rate.check()
+                done += 1
+        return done
+
+    assert [taken(5), taken(1)] == [2, 0]
+    now[0] += 0.5
+    assert taken(5) == 1
+    now[0] += 3600
+    assert taken(9) == 2
+    with pytest.raises(BusyError, match="more than 2 requests a second; try again in a moment"):
+        rate.check()
+    Rate(None).check()
+
+
+def test_inputs_unlike_those_of_training_are_counted(running: Running, root: Path) -> None:
+    name = "salescast_inputs_outside_training_total"
+    with running.client() as client:
+        change_store(
+            root,
+            "UPDATE salescast_seasonal_features_rows SET features = checked(entity_key, event_ts, "
+            "replace(features, '\"deviation\":', '\"deviation\":99')) "
+            'WHERE entity_key = \'{"dept_id":1,"store_id":1}\'',
+        )
+        before = metric(client, name)
+        assert post(client)[0] == 200
+        assert metric(client, name) > before
 
 
 # --- the end ---

@@ -155,3 +155,19 @@ def test_the_digest_names_the_content_not_the_time(folder: Path, loaded: Bundle,
     assert bundle.save(tmp_path / "again", loaded.metadata, **parts) == loaded.digest
     other = replace(loaded.metadata, factors=(1.0, 1.5))
     assert bundle.save(tmp_path / "other", other, **parts) != loaded.digest
+
+
+def test_what_was_trained_on_is_inside_and_what_is_unlike_it_is_counted(
+    loaded: Bundle, training_frame: pl.DataFrame, upcoming: pl.DataFrame
+) -> None:
+    """Rows whose every horizon was a training sample; then the same with one feature out of all bounds."""
+    last = pl.lit(loaded.metadata.cutoff) - pl.duration(weeks=4)
+    week = pl.col(schema.TIMESTAMP).dt.date()
+    first = pl.col(schema.TIMESTAMP).min().over("store_id", "dept_id").dt.date()
+    rows = training_frame.filter((week <= last) & (week >= first + pl.duration(weeks=6)))
+    assert rows.height > 100
+    assert loaded.predict(rows).outside == {}
+    strange = rows.with_columns(pl.col("temperature") + 1000, pl.lit(999, pl.Int32).alias("store_id"))
+    outside = loaded.predict(strange).outside
+    assert outside["economics:temperature"] == outside["store_id"] == rows.height
+    assert set(outside) == {"economics:temperature", "store_id"}

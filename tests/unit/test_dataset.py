@@ -134,6 +134,8 @@ def test_the_scaler_is_the_plain_mean_and_deviation_of_the_samples(shard: Shard)
     assert np.allclose(scale[scale > 0], 1 / deviation[scale > 0], rtol=1e-4)
     assert (deviation[scale == 0] < 1e-4).all()
     assert list(scaler.missing) == missing.tolist()
+    assert scaler.low == tuple(np.concatenate([np.nanmin(base, axis=0), np.nanmin(step, axis=0)]))
+    assert scaler.high == tuple(np.concatenate([np.nanmax(base, axis=0), np.nanmax(step, axis=0)]))
     assert scaler.vocabulary["store_id"] == (1, 2, 3, 4, 5, 6)
     assert scaler.vocabulary["horizon"] == (0, 1, 2, 3)
 

@@ -192,3 +192,16 @@ def test_a_scaler_survives_json() -> None:
     import json
 
     assert Scaler.from_dict(json.loads(json.dumps(scaler().to_dict()))) == scaler()
+
+
+def test_values_beyond_those_of_training_are_counted_by_input() -> None:
+    import dataclasses
+
+    bounded = dataclasses.replace(scaler(), low=(-1.0, 0.0, 5.0), high=(1.0, 0.0, 9.0))
+    base = np.array([[-1.0], [1.5], [np.nan]], np.float32)  # input a
+    step = np.array([[[0.0, 5.0], [0.1, 9.0]], [[np.nan, 4.9], [0.0, 9.1]], [[0, 5], [0, 5]]], np.float32)  # b, c
+    codes = torch.tensor([[1, 3, 4, 6], [0, 3, 4, 6], [0, 0, 4, 6]])
+    assert bounded.outside(base, step, codes) == {"a": 1, "b": 1, "c": 2, "store_id": 2, "dept_id": 1}
+    assert scaler().outside(base, step, codes) == {}, "an older bundle does not say"
+    nowhere = dataclasses.replace(bounded, vocabulary=dict.fromkeys(scaler().vocabulary, ()))
+    assert set(nowhere.outside(base, step, codes)) == {"a", "b", "c"}, "missing in training, missing now"

@@ -109,7 +109,8 @@ def test_every_kept_forecast_is_compared_and_logged_by_week(work: Workdir) -> No
 
 
 def test_no_forecasts_no_sales_and_damaged_forecasts_are_said(work: Workdir, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no forecasts in .*other/forecasts; run `salescast forecast --all` or `salescast run` first"):
+    said = r"no forecasts in .*other/forecasts; run `salescast forecast --all` or `salescast run` first"
+    with pytest.raises(UserError, match=said):
         monitor.monitor(Workdir(tmp_path / "other"), work.raw, [], FINE)
     data.generate(tmp_path / "old", 2, 2, 60, 1)
     paths = sorted(work.kept_forecasts.glob("*"))

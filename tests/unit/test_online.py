@@ -26,6 +26,7 @@ from salescast.online import (
     open_database,
     read_options,
     table_name,
+    with_checksum,
 )
 from salescast.schema import TIMESTAMP, planned_columns
 
@@ -64,10 +65,11 @@ def put(database: Database, view: str, rows: dict[tuple[int, int], dict[str, obj
     table = table_name("p", view)
     database.run(CREATE.format(table=table))
     micros = round(week.timestamp() * 1e6)
-    values = [
-        (entity_key({"store_id": store, "dept_id": dept}), micros, None, orjson.dumps(row).decode())
+    keyed = [
+        (entity_key({"store_id": store, "dept_id": dept}), orjson.dumps(row).decode())
         for (store, dept), row in rows.items()
     ]
+    values = [(key, micros, None, with_checksum(key, micros, features)) for key, features in keyed]
     database.write(UPSERT.format(table=table, mark=database.mark), values)
 
 
