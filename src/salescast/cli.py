@@ -263,8 +263,8 @@ def up_everything(
     workdir: WorkdirOption = None,
     port: Annotated[int | None, typer.Option(help="Port of the forecasts.", show_default="8080")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="The same by gRPC.", show_default="8081")] = None,
-    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow pages.")] = 5000,
-    feast_port: Annotated[int, typer.Option(help="Port of the Feast pages.")] = 8888,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow pages.", envvar="SALESCAST_MLFLOW_PORT")] = 5000,
+    feast_port: Annotated[int, typer.Option(help="Port of the Feast pages.", envvar="SALESCAST_FEAST_PORT")] = 8888,
     as_json: JsonOption = False,
 ) -> None:
     """Forecast API, MLflow and Feast pages of a finished run, until Ctrl-C.

@@ -72,16 +72,16 @@ def _check_drift(work: Workdir, summary: features.Summary) -> None:
         )  # fmt: skip
 
 
-def train_stage(work: Workdir, config: TrainConfig, cutoffs: Sequence[date], *, final: date | None) -> Trained:
-    """Retrieve the training set and fit a model at every cutoff, and one up to `final`, in one launch of torchrun.
+def plan_fits(work: Workdir, config: TrainConfig, cutoffs: Sequence[date], *, final: date | None) -> Plan:
+    """Retrieve the training set; plan a fit at every cutoff, and one up to `final`, for one launch of torchrun.
 
     The bundles of the cutoffs go to `fits/<digest>/<cutoff>`, the final one to `models`.
     """
-    from salescast import launch, retrieval
+    from salescast import retrieval
 
     meta = data.Dataset.read(work.data)
     training = retrieval.retrieve(work, config.feature_service)
-    plan = Plan(
+    return Plan(
         training=training,
         data_digest=training.name,
         country=meta.country,
@@ -91,9 +91,20 @@ def train_stage(work: Workdir, config: TrainConfig, cutoffs: Sequence[date], *, 
         tracking=_tracking(work),
         dataset_digest=meta.digest,
     )
+
+
+def trained_by(work: Workdir, plan: Plan) -> Trained:
+    """Where the bundles of a plan are, once it has been trained."""
+    return Trained(plan.training, work.models, {fit.cutoff: fit.out for fit in plan.fits if fit.name != FINAL_FIT})
+
+
+def train_stage(work: Workdir, config: TrainConfig, cutoffs: Sequence[date], *, final: date | None) -> Trained:
+    """Train the fits of `plan_fits` on this machine."""
+    from salescast import launch
+
+    plan = plan_fits(work, config, cutoffs, final=final)
     launch.train(plan, work.plan, settings().nproc_per_node)
-    tested = {fit.cutoff: fit.out for fit in plan.fits if fit.name != FINAL_FIT}
-    return Trained(training, work.models, tested)
+    return trained_by(work, plan)
 
 
 def _fits(work: Workdir, digest: str, cutoffs: Sequence[date], final: date | None) -> Iterator[Fit]:

@@ -51,6 +51,6 @@ def finished_run(
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The workdir of a finished `salescast run` on that file, and what the command said."""
     workdir = tmp_path_factory.mktemp("run") / "work"
-    done = salescast("run", "--sales", str(sales_csv), "--workdir", str(workdir), "--json")
+    done = salescast("run", "--sales", str(sales_csv), "--workdir", str(workdir), "--json", CI="true")
     assert done.returncode == 0, done.stderr
     return workdir, done

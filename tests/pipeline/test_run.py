@@ -157,7 +157,7 @@ def test_an_interrupted_run_leaves_earlier_results_and_the_next_run_finishes(
     before = {name: (workdir / name).read_bytes() for name in ("forecasts.parquet", "models/model_metadata.json")}
     command = [sys.executable, "-m", "salescast.cli", "run", "--sales", str(sales_csv), "--workdir", str(workdir)]
     process = subprocess.Popen(
-        [*command, "--horizon", "4"], env={**os.environ, **SMALL}, stderr=subprocess.PIPE, text=True
+        [*command, "--horizon", "4"], env={**os.environ, **SMALL, "CI": ""}, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr
     for line in process.stderr:
