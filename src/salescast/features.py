@@ -29,6 +29,7 @@ from salescast.schema import (
     STORE_FEATURES,
     STORE_VIEW,
     TIMESTAMP,
+    UPCOMING,
 )
 
 WEEK: Final = timedelta(days=7)
@@ -134,8 +135,8 @@ def store_features(sales: pl.DataFrame, stores: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _timestamp() -> pl.Expr:
-    return pl.col("week").cast(pl.Datetime("us")).dt.replace_time_zone("UTC").alias(TIMESTAMP)
+def _timestamp(week: pl.Expr = pl.col("week")) -> pl.Expr:  # noqa: B008
+    return week.cast(pl.Datetime("us")).dt.replace_time_zone("UTC").alias(TIMESTAMP)
 
 
 def _last(sales: pl.DataFrame) -> date:
@@ -197,6 +198,8 @@ class _ViewFile:
 def build(raw_dir: Path, out_dir: Path, horizon: int = 8, views: Sequence[str] = tuple(VIEWS)) -> Summary:
     """Write `<view>.parquet` for each of `views` from a raw dataset folder; each file appears whole or not at all.
 
+    Beside them `upcoming.parquet`: the views' columns but the label side by side, of the upcoming week alone.
+
     The published views need the memory of a chunk, the seasonal one that of all series' histories. Raises UserError
     when the dataset cannot be read, breaks the features' contract (see `contracts`) or the folder cannot be written.
     """
@@ -206,15 +209,20 @@ def build(raw_dir: Path, out_dir: Path, horizon: int = 8, views: Sequence[str] =
     try:
         with ExitStack() as stack:
             files = {name: _ViewFile(stack.enter_context(replace_file(path))) for name, path in paths.items()}
+            ahead = _ViewFile(stack.enter_context(replace_file(out_dir / UPCOMING)))
             makers = {name: VIEWS[name](raw, horizon) for name in views}
             for chunk in chunks(raw, calendar, CHUNK_ROWS):
+                last: list[pl.DataFrame] = []
                 for name, view in makers.items():
                     made = view(chunk)
                     contracts.check(name, made)
                     files[name].write(made)
-            for file in files.values():
+                    last.append(made.group_by(KEYS, maintain_order=True).last().drop(TIMESTAMP, LABEL, strict=False))
+                week = pl.lit(chunk.upcoming).alias("week")
+                ahead.write(pl.concat(last, how="align_left").select(*KEYS, _timestamp(week), pl.exclude(KEYS)))
+            for file in (*files.values(), ahead):
                 file.close()
-        parquet.seal(list(paths.values()), out_dir / parquet.LISTING)
+        parquet.seal([*paths.values(), out_dir / UPCOMING], out_dir / parquet.LISTING)
     except OSError as error:
         raise UserError(
             f"cannot write the features to {out_dir}: {error.strerror or error}; give another folder"

@@ -1,6 +1,5 @@
 """Forecasts without a server: one series for a person, every series for a file, by the code that also serves."""
 
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.text import Text
 
-from salescast import bundle, parquet, retrieval, schema
+from salescast import bundle, parquet, schema
 from salescast.bundle import Bundle
 from salescast.config import Workdir
 from salescast.errors import UserError
@@ -18,26 +17,18 @@ from salescast.schema import KEYS, LABEL, MEDIAN, TIMESTAMP, level_name
 HEIGHT, PAST = 14, 52  # lines of the chart, weeks of history in it
 
 
-def upcoming(workdir: Workdir, service: str, pair: tuple[int, int] | None = None) -> pl.DataFrame:
-    """The features of `service` for the upcoming week by key: one row a series, or that of `pair` (store_id, dept_id).
+def upcoming(workdir: Workdir, pair: tuple[int, int] | None = None) -> pl.DataFrame:
+    """The features of the upcoming week by key: one row a series, or that of `pair` (store_id, dept_id).
 
-    Raises UserError when the feature tables are missing.
+    Raises UserError when the file is missing or not the one that the last build wrote.
     """
-    views = [schema.SALES_VIEW, schema.STORE_VIEW]
-    views += [schema.SEASONAL_VIEW] if service == schema.TRAINING_SERVICE_SEASONAL else []
-    tables = {view: workdir.data / f"{view}.parquet" for view in views}
-    missing = [str(path) for path in tables.values() if not path.is_file()]
-    if missing:
-        raise UserError(f"feature files {missing} are missing; run `salescast features` first")
-    scans = {view: pl.scan_parquet(path) for view, path in tables.items()}
-    last: datetime = scans[schema.SALES_VIEW].select(pl.col(TIMESTAMP).max()).collect().item()
-    rows = scans[schema.SALES_VIEW].filter(pl.col(TIMESTAMP) == last).drop(LABEL)
-    rows = rows.join(scans[schema.STORE_VIEW].drop(TIMESTAMP), on=KEYS, how="left")
-    if schema.SEASONAL_VIEW in scans:
-        rows = rows.join(scans[schema.SEASONAL_VIEW], on=[*KEYS, TIMESTAMP], how="left")
-    if pair is not None:
-        rows = rows.filter(pl.col(KEYS[0]) == pair[0], pl.col(KEYS[1]) == pair[1])
-    return rows.sort(KEYS).collect()  # joins keep no order
+    path = workdir.data / schema.UPCOMING
+    if not path.is_file():
+        raise UserError(f"{path} is missing; run `salescast features` first")
+    if parquet.sealed([path], workdir.data / parquet.LISTING) is None:
+        raise UserError(f"{path} was changed or damaged; run `salescast features` again")
+    ours = [] if pair is None else [pl.col(key) == value for key, value in zip(KEYS, pair, strict=True)]
+    return pl.scan_parquet(path).filter(*ours).collect()
 
 
 def long_form(model: Bundle, rows: pl.DataFrame, weeks: int | None = None) -> pl.DataFrame:
@@ -58,8 +49,7 @@ def long_form(model: Bundle, rows: pl.DataFrame, weeks: int | None = None) -> pl
 def forecast_all(workdir: Workdir, model_dir: Path | None = None) -> pl.DataFrame:
     """Every series, every week of the model's horizon; null where a series has nothing to start from."""
     model = bundle.load(model_dir or workdir.models)
-    retrieval.feature_digests(workdir)
-    return long_form(model, upcoming(workdir, model.metadata.config.feature_service))
+    return long_form(model, upcoming(workdir))
 
 
 def write_all(workdir: Workdir, out: Path, model_dir: Path | None = None) -> int:
@@ -77,8 +67,7 @@ def write_all(workdir: Workdir, out: Path, model_dir: Path | None = None) -> int
 def one(workdir: Workdir, store: int, dept: int, weeks: int, model_dir: Path | None = None) -> pl.DataFrame:
     """The next `weeks` weeks of one series. Raises UserError for an unknown series and for too many weeks."""
     model = bundle.load(model_dir or workdir.models)
-    service = model.metadata.config.feature_service
-    rows = upcoming(workdir, service, (store, dept))
+    rows = upcoming(workdir, (store, dept))
     if rows.is_empty():
         known = pl.read_parquet(workdir.data / f"{schema.STORE_VIEW}.parquet", columns=list(KEYS))
         depts = known.filter(pl.col(KEYS[0]) == store)[KEYS[1]].unique().sort().to_list()

@@ -118,6 +118,7 @@ SEASONAL_GROUPS: Final[dict[str, tuple[str, ...]]] = {
 SALES_VIEW: Final = "sales_features"
 STORE_VIEW: Final = "store_features"
 SEASONAL_VIEW: Final = "seasonal_features"
+UPCOMING: Final = "upcoming.parquet"  # every feature of the upcoming week, one row a series, beside the views' files
 
 TRAINING_SERVICE: Final = "training_features"
 INFERENCE_SERVICE: Final = "inference_features"

@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_bundle_in_another_folder(
 
 def test_online_features_are_the_offline_features_of_the_upcoming_week(finished_run: Finished) -> None:
     work = Workdir(finished_run[0])
-    offline = forecast.upcoming(work, schema.TRAINING_SERVICE_SEASONAL).sort(schema.KEYS)
+    offline = forecast.upcoming(work).sort(schema.KEYS)
     store = retrieval.open_store(work)
     answer = store.get_online_features(
         features=store.get_feature_service(schema.INFERENCE_SERVICE_SEASONAL),
@@ -90,7 +90,7 @@ def test_the_champion_bundle_forecasts_what_the_backtest_of_its_kind_would(finis
     """The forecast file comes from the bundle in the workdir, row by row."""
     work = Workdir(finished_run[0])
     model = bundle.load(work.models)
-    rows = forecast.upcoming(work, model.metadata.config.feature_service)
+    rows = forecast.upcoming(work)
     expected = model.predict(rows)
     table = pl.read_parquet(work.forecasts).sort(*schema.KEYS, "horizon")
     assert np.allclose(table["forecast"].to_numpy().reshape(-1, 8), expected.at(0.5), rtol=1e-6)

@@ -175,7 +175,11 @@ def test_build_writes_both_views_whole_and_sorted(raw_dir: Path, tmp_path: Path)
         "features.json",
         "sales_features.parquet",
         "store_features.parquet",
+        "upcoming.parquet",
     ]
+    last = table.filter(pl.col(TIMESTAMP) == table[TIMESTAMP].max()).drop("weekly_sales")
+    expected = last.join(stores.drop(TIMESTAMP), on=KEYS, how="left", maintain_order="left")
+    assert_frame_equal(pl.read_parquet(tmp_path / "upcoming.parquet"), expected, check_exact=True)
 
 
 @pytest.mark.parametrize(("chunk", "group"), [(1, 1), (100, 62), (200, 70), (10_000, 1000)])
@@ -209,7 +213,7 @@ def test_failed_build_leaves_the_earlier_features(
     with pytest.raises(KeyboardInterrupt):
         features.build(raw_dir, tmp_path, views=VIEWS)
     assert {view: (tmp_path / f"{view}.parquet").read_bytes() for view in before} == before
-    assert len(list(tmp_path.iterdir())) == len(before) + 1  # features.json
+    assert len(list(tmp_path.iterdir())) == len(before) + 2  # features.json, upcoming.parquet
 
 
 def test_build_says_what_cannot_be_read_or_written(raw_dir: Path, tmp_path: Path) -> None:

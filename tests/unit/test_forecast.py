@@ -1,5 +1,6 @@
 """Forecasts as tables, files and pictures."""
 
+import shutil
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -65,8 +66,13 @@ def test_what_cannot_be_forecast_is_said(work: Workdir, tmp_path: Path) -> None:
         forecast.one(work, 9, 1, 2)
     with pytest.raises(UserError, match="horizon must be 1 to 4 weeks for this model, got 5"):
         forecast.one(work, 1, 1, 5)
-    with pytest.raises(UserError, match=r"feature files .* are missing; run `salescast features` first"):
-        forecast.upcoming(Workdir(tmp_path), schema.TRAINING_SERVICE)
+    with pytest.raises(UserError, match=r"upcoming.parquet is missing; run `salescast features` first"):
+        forecast.upcoming(Workdir(tmp_path))
+    shutil.copytree(work.data, tmp_path / "data")
+    path = tmp_path / "data" / schema.UPCOMING
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"upcoming.parquet was changed or damaged; run `salescast features` again"):
+        forecast.upcoming(Workdir(tmp_path))
     with pytest.raises(UserError, match="no model bundle"):
         forecast.forecast_all(Workdir(tmp_path))
 
