@@ -12,7 +12,7 @@ from salescast import data, parquet
 from salescast.config import Workdir
 from salescast.errors import UserError
 from salescast.evaluate import scores
-from salescast.registry import mlflow_client, tracking_uri
+from salescast.registry import mlflow_answers, mlflow_client, tracking_uri
 from salescast.schema import KEYS, LABEL
 
 RUN: Final = "monitor"
@@ -87,7 +87,8 @@ def monitor(work: Workdir, raw: Path, forecasts: Sequence[Path], limits: Limits)
             "import newer sales, or name their dataset folder with --data"
         )
     report = judge(pairs, limits)
-    return Report(report.by_week, report.recent, report.beyond, _log(work, report))
+    with mlflow_answers(tracking_uri(work)):
+        return Report(report.by_week, report.recent, report.beyond, _log(work, report))
 
 
 def default_wmape(work: Workdir) -> float:

@@ -5,14 +5,17 @@ import math
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from salescast import parquet
+from salescast import parquet, tracking
 from salescast.config import Workdir, settings
+from salescast.errors import UserError
 from salescast.evaluate import scores
 from salescast.schema import KEYS, MODEL_NAME
 
@@ -91,12 +94,32 @@ def mlflow_client(uri: str) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+@contextmanager
+def mlflow_answers(uri: str) -> Iterator[None]:
+    """What MLflow refuses or cannot do within becomes a UserError of one line, after a look whether it is there."""
+    tracking.check(uri)
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"MLflow at {uri} does not do it: {reason[:300]}; mend that and run the command again"
+        ) from error
+
+
 def register(workdir: Workdir, run_id: str, digest: str, backtest: pl.DataFrame, model: str) -> Registration:
     """Register the bundle that `run_id` logged under `bundle/`; give it the alias `champion` if `judge` agrees.
 
     A bundle with the digest of a registered version is that version: registering twice changes nothing.
     """
-    client = mlflow_client(tracking_uri(workdir))
+    with mlflow_answers(tracking_uri(workdir)):
+        return _register(mlflow_client(tracking_uri(workdir)), run_id, digest, backtest, model)
+
+
+def _register(client, run_id: str, digest: str, backtest: pl.DataFrame, model: str) -> Registration:  # type: ignore[no-untyped-def]
     from mlflow.exceptions import MlflowException
 
     _log_results(client, run_id, backtest, model)

@@ -14,7 +14,7 @@ from salescast.config import Workdir
 from salescast.errors import UserError
 from salescast.plan import Fit, Plan
 from salescast.record import Record
-from salescast.registry import mlflow_client, tracking_uri
+from salescast.registry import mlflow_answers, mlflow_client, tracking_uri
 
 LOCAL: Final = "feature_store.yaml"  # embedded stores: nothing that others use is touched
 BUNDLE: Final = "bundle digest"
@@ -87,11 +87,11 @@ def read_run(work: Workdir, run_id: str) -> tuple[Record, str]:
 
 @contextmanager
 def _artifacts(uri: str, run_id: str, names: tuple[str, ...]) -> Iterator[list[Path]]:
-    client = mlflow_client(uri)
     from mlflow.exceptions import MlflowException
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, mlflow_answers(uri):
         try:
+            client = mlflow_client(uri)
             client.get_run(run_id)
             yield [Path(client.download_artifacts(run_id, name, folder)) for name in names]
         except (MlflowException, OSError) as error:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
@@ -20,6 +21,7 @@ from salescast.errors import UserError
 FRIDAY = date(2012, 9, 7)
 HEADER = ["Store", "Dept", "Date", "Weekly_Sales"]
 WALMART = Path(__file__).parents[2].parent / "shared" / "data" / "walmart"
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))  # `make fuzz` asks for more than 10,000
 quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -173,8 +175,7 @@ mutation = st.tuples(
 )
 
 
-def mutated(mutations: list[tuple[str, int, int, bytes]]) -> bytes:
-    content = BASE.getvalue().encode()
+def mutated(mutations: list[tuple[str, int, int, bytes]], content: bytes = BASE.getvalue().encode()) -> bytes:
     for how, where, length, piece in mutations:
         at = where % (len(content) + 1)
         match how:
@@ -193,7 +194,7 @@ def lines_with_content(text: str) -> int:
     return sum(bool(re.sub(r'[",]', "", line)) for line in re.split(r"\r\n|\r|\n", text))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(mutation, min_size=1, max_size=6))
 def test_no_line_of_a_mutated_file_is_lost(tmp_path: Path, mutations: list[tuple[str, int, int, bytes]]) -> None:
     """One clear line and the exit, or: each line of the file is an accepted row or stands in the report."""
@@ -214,6 +215,35 @@ def test_no_line_of_a_mutated_file_is_lost(tmp_path: Path, mutations: list[tuple
     header = next(csv.reader(io.StringIO(text, newline="")))
     header_lines = len(re.split(r"\r\n|\r|\n", ",".join(header)))
     assert lines_with_content(text) == header_lines + report.files[0].accepted + reported
+
+
+CONDITIONS = f"Store,Date,Temperature,CPI\n1,{week(0)},70.5,NA\n1,{week(1)},71,200.5\n2,{week(0)},60,201\n".encode()
+KINDS = b"Store,Type,Size,Region\n1,A,100,north\n2,B,,south\n"
+TYPED = io.BytesIO()
+pl.read_csv(io.StringIO(BASE.getvalue()), try_parse_dates=True).write_parquet(TYPED)
+
+
+@settings(max_examples=EXAMPLES // 3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["features", "stores", "parquet"]), st.lists(mutation, min_size=1, max_size=6))
+def test_mutated_other_files_and_parquet_are_read_or_refused(
+    tmp_path: Path, which: str, mutations: list[tuple[str, int, int, bytes]]
+) -> None:
+    sales = tmp_path / ("sales.parquet" if which == "parquet" else "sales.csv")
+    sales.write_bytes(mutated(mutations, TYPED.getvalue()) if which == "parquet" else BASE.getvalue().encode())
+    others = {"features": CONDITIONS, "stores": KINDS}
+    for name, content in others.items():
+        (tmp_path / f"{name}.csv").write_bytes(mutated(mutations, content) if which == name else content)
+    try:
+        report = ingest.import_sales(
+            sales, tmp_path / "features.csv", tmp_path / "stores.csv", tmp_path / "raw", skip_bad_rows=True
+        )
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    assert balanced(report)
+    raw = data.load(tmp_path / "raw")
+    assert raw.sales.collect().height == report.files[0].accepted
+    assert raw.store_weeks.height == report.files[1].accepted
 
 
 # --- reasons, one by one ---------------------------------------------------------------------------------------------

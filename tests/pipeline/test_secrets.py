@@ -1,0 +1,145 @@
+"""Secrets stay in the environment: not in output, logs, files, MLflow, errors or the arguments of processes."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from salescast import tracking
+
+from .conftest import SMALL, salescast
+
+NAMES = (
+    "MLFLOW_TRACKING_PASSWORD", "FEAST_DB_PASSWORD", "PGPASSWORD", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY",
+)  # fmt: skip
+SECRETS = {name: f"s3cret.{name.lower()}.f00d" for name in NAMES}
+
+
+def told(text: str) -> list[str]:
+    return [name for name, value in SECRETS.items() if value in text]
+
+
+def files_with_secrets(root: Path) -> list[Path]:
+    marks = [value.encode() for value in SECRETS.values()]
+    return [path for path in root.rglob("*") if path.is_file() and any(mark in path.read_bytes() for mark in marks)]
+
+
+@contextmanager
+def arguments_watched() -> Iterator[set[str]]:
+    """The arguments of every process of this machine that hold a secret."""
+    found: set[str] = set()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.05):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                except OSError:
+                    continue  # ended meanwhile
+                found.update([text] * bool(told(text)))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def mlflow_with_password(folder: Path) -> Iterator[str]:
+    """A real MLflow server that asks for one."""
+    (folder / "auth.ini").write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/auth.db\nadmin_username = trainer\n"
+        f"admin_password = {SECRETS['MLFLOW_TRACKING_PASSWORD']}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    options = {"app-name": "basic-auth", "port": port, "workers": "1"}
+    options |= {
+        "backend-store-uri": f"sqlite:///{folder}/mlflow.db",
+        "artifacts-destination": str(folder / "artifacts"),
+    }
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *(f"--{name}={value}" for name, value in options.items())],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env=os.environ | {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "x"},
+    )  # fmt: skip
+    try:
+        tracking.check(f"http://127.0.0.1:{port}", attempts=90)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, 9)
+        server.wait()
+
+
+@pytest.mark.slow
+def test_a_run_with_secrets_in_its_environment_tells_none(
+    finished_run: tuple[Path, subprocess.CompletedProcess[str]], sales_csv: Path, tmp_path: Path
+) -> None:
+    """Everything logged, by a real server that asks for a password; then the same with a wrong one."""
+    work = tmp_path / "work"
+    shutil.copytree(finished_run[0], work)
+    (tmp_path / "server").mkdir()
+    command = ["--verbose", "run", "--sales", str(sales_csv), "--workdir", str(work), "--horizon", "4"]
+    with mlflow_with_password(tmp_path / "server") as uri:
+        environment = {**SMALL, **SECRETS, "MLFLOW_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": "trainer"}
+        with arguments_watched() as seen:
+            done = salescast(*command, **environment)
+        assert done.returncode == 0, done.stderr
+        assert told(done.stdout + done.stderr) == [] and not seen
+        wrong = environment | {"MLFLOW_TRACKING_PASSWORD": SECRETS["PGPASSWORD"]}
+        refused = salescast("register", "--workdir", str(work), **wrong)
+        assert refused.returncode == 1 and "Traceback" not in refused.stderr, refused.stderr
+        assert told(refused.stdout + refused.stderr) == []
+        from mlflow import MlflowClient
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_USERNAME", "trainer")
+            patch.setenv("MLFLOW_TRACKING_PASSWORD", SECRETS["MLFLOW_TRACKING_PASSWORD"])
+            client = MlflowClient(tracking_uri=uri)
+            runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        assert runs, "the run was logged there"
+        assert told(json.dumps([run.to_dictionary() for run in runs], default=str)) == []
+    assert files_with_secrets(work) == []
+    assert files_with_secrets(tmp_path / "server" / "artifacts") == []
+    assert files_with_secrets(tmp_path / "server") == [tmp_path / "server" / "auth.ini"], "where it is meant to be"
+
+
+@pytest.mark.parametrize("command", [["train"], ["report"], ["serve"]])
+def test_an_address_with_a_password_in_it_is_refused_without_being_shown(command: list[str], tmp_path: Path) -> None:
+    secret = SECRETS["PGPASSWORD"]
+    done = salescast(*command, "--workdir", str(tmp_path), MLFLOW_TRACKING_URI=f"https://me:{secret}@mlflow.example")
+    assert done.returncode == 1
+    assert secret not in done.stdout + done.stderr
+    if command == ["train"] or "MLFLOW" in done.stderr:
+        assert "no password may stand in it; give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in done.stderr
+
+
+def test_a_secret_would_be_found(tmp_path: Path) -> None:
+    """The searches above can fail."""
+    secret = SECRETS["PGPASSWORD"]
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file").write_text(f"x{secret}x")
+    assert files_with_secrets(tmp_path) == [tmp_path / "deep" / "file"]
+    with arguments_watched() as seen:
+        sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(20)", secret])
+        end = time.monotonic() + 10
+        while not seen and time.monotonic() < end:
+            time.sleep(0.05)
+        sleeper.kill()
+        sleeper.wait()
+    assert seen

@@ -1,0 +1,88 @@
+"""Every package is pinned, none below a version with a known hole, and the list of what is inside can be made."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+PINS = {
+    canonicalize_name(name): version
+    for name, _, version in (line.partition("==") for line in (ROOT / "constraints.txt").read_text().split())
+}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# First version without a hole that matters here. The whole list needs the network: `make audit`.
+FLOORS = {
+    "torch": ("2.6.0", "CVE-2025-32434: weights_only=True ran code"),
+    "pyarrow": ("14.0.1", "CVE-2023-47248: reading a file ran code"),
+    "jinja2": ("3.1.6", "CVE-2025-27516: sandbox left"),
+    "h11": ("0.16.0", "CVE-2025-43859: request smuggling"),
+    "starlette": ("0.49.1", "CVE-2025-62727: a Range header takes a CPU"),
+    "urllib3": ("2.5.0", "CVE-2025-50181: redirects followed although switched off"),
+    "requests": ("2.32.4", "CVE-2024-47081: .netrc password sent elsewhere"),
+    "protobuf": ("5.29.5", "CVE-2025-4565: recursion without end"),
+    "aiohttp": ("3.12.14", "CVE-2025-53643: request smuggling"),
+    "cryptography": ("44.0.1", "CVE-2024-12797: OpenSSL raw public keys"),
+}
+
+
+def needed(requirements: list[str]) -> set[str]:
+    """Every package that is installed because of these, directly or not."""
+    found: set[str] = set()
+    wanted = [(Requirement(text), "") for text in requirements]
+    while wanted:
+        requirement, extra = wanted.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        keys = {name, *(f"{name}[{wish}]" for wish in requirement.extras)}
+        if keys <= found:
+            continue
+        found |= keys
+        try:
+            inner = distribution(name).requires or []
+        except PackageNotFoundError:
+            continue
+        wanted += [(Requirement(text), wish) for text in inner for wish in ("", *requirement.extras)]
+    return {name for name in found if "[" not in name}
+
+
+def test_every_package_that_gets_installed_is_pinned() -> None:
+    wanted = needed(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
+    installed = set()
+    for name in wanted:
+        try:
+            installed.add((name, distribution(name).version))
+        except PackageNotFoundError:
+            continue
+    assert len(installed) > 200
+    assert {name for name, _ in installed} <= PINS.keys()
+    differs = {(name, found, PINS[name]) for name, found in installed if found.partition("+")[0] != PINS[name]}
+    assert not differs, "installed, but not as pinned"
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_no_pin_is_older_than_the_fix_of_a_known_hole(name: str) -> None:
+    floor, reason = FLOORS[name]
+    assert Version(PINS[name]) >= Version(floor), reason
+
+
+def test_the_bill_of_materials_names_every_pinned_package(tmp_path: Path) -> None:
+    tool = Path(sys.executable).with_name("cyclonedx-py")
+    out = tmp_path / "sbom.json"
+    subprocess.run([tool, "requirements", ROOT / "constraints.txt", "--output-file", out], check=True, timeout=120)
+    listed = json.loads(out.read_text())
+    assert listed["bomFormat"] == "CycloneDX"
+    assert {(canonicalize_name(part["name"]), part["version"]) for part in listed["components"]} == set(PINS.items())
+
+
+def test_image_and_make_write_one() -> None:
+    assert "cyclonedx-py environment /opt/venv/bin/python" in (ROOT / "Containerfile").read_text()
+    assert "cyclonedx-py environment $(BIN)/python" in (ROOT / "Makefile").read_text()
