@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from salescast import demo
 from salescast.errors import UserError
 from salescast.files import replace_dir, sha256
+from salescast.progress import counted
 from salescast.schema import KEY_TYPES, RAW_SALES, RAW_STORE_WEEKS, RAW_STORES
 
 SALES: Final = "sales.parquet"
@@ -204,7 +205,7 @@ def generate(out: Path, stores: int = 45, depts: int = 14, weeks: int = 104, see
             Writer(folder / name, schema)
             for name, schema in ((SALES, RAW_SALES), (STORE_WEEKS, RAW_STORE_WEEKS), (STORES, RAW_STORES))
         )
-        for chunk in world.chunks():
+        for chunk in counted(world.chunks(), "data", stores * depts * weeks):
             sales.write(chunk.sales)
             store_weeks.write(chunk.store_weeks)
             static.write(chunk.stores)

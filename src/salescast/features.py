@@ -20,6 +20,7 @@ from salescast import contracts, parquet, seasonal, weeks
 from salescast.data import Raw, load, parquet_writer
 from salescast.errors import UserError
 from salescast.files import replace_file
+from salescast.progress import counted
 from salescast.schema import (
     KEYS,
     LABEL,
@@ -211,7 +212,7 @@ def build(raw_dir: Path, out_dir: Path, horizon: int = 8, views: Sequence[str] =
             files = {name: _ViewFile(stack.enter_context(replace_file(path))) for name, path in paths.items()}
             ahead = _ViewFile(stack.enter_context(replace_file(out_dir / UPCOMING)))
             makers = {name: VIEWS[name](raw, horizon) for name in views}
-            for chunk in chunks(raw, calendar, CHUNK_ROWS):
+            for chunk in counted(chunks(raw, calendar, CHUNK_ROWS), "features", raw.meta.rows):
                 last: list[pl.DataFrame] = []
                 for name, view in makers.items():
                     made = view(chunk)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 console: Final = Console(highlight=False)
 progress_console: Final = Console(stderr=True, highlight=False)
 
+OWN_BAR: Final = ("data", "features", "retrieval", "training")  # stages that show how far they are themselves
 TITLES: Final = {"wmape": "WMAPE", "mape": "MAPE", "bias": "bias", "wql": "wQL", "coverage": "cov80"}
 
 
@@ -63,11 +64,11 @@ def addresses(found: dict[str, str], as_json: bool) -> None:
 
 @contextmanager
 def stages() -> Iterator[Any]:
-    """A spinner with the stage under way; yields the function that names it. Training shows a bar of its own."""
+    """A spinner with the stage under way; yields the function that names it."""
     with progress_console.status("starting") as status:
 
         def started(stage: str) -> None:
-            own = stage == "training"
+            own = stage in OWN_BAR
             status.update(f"[bold]{stage}[/] ...")
             (status.stop if own else status.start)()
             if own or not progress_console.is_terminal:
