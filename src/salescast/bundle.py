@@ -173,19 +173,27 @@ def save(folder: Path, meta: Metadata, final: tuple[Weights, Scaler], best: tupl
         "versions": {"salescast": salescast.__version__, "torch": str(torch.__version__)},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    files[METADATA] = json.dumps(described, indent=1).encode()
+    files[METADATA] = json.dumps(described | {"seal": _seal(described)}, indent=1).encode()
     with replace_dir(folder) as temporary:
         for name, content in files.items():
             (temporary / name).write_bytes(content)
     return digest
 
 
+def _seal(described: dict[str, Any]) -> str:
+    """A digest of the metadata themselves: a flipped bit in a factor would be a wrong forecast and no error."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """The metadata file as it is. Raises UserError when there is no readable one of this format."""
+    """The metadata file as it is. Raises UserError when there is no readable, unchanged one of this format."""
     try:
         described: dict[str, Any] = json.loads((folder / METADATA).read_text())
-    except (OSError, ValueError) as error:
+        seal = described.pop("seal", None)
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"no model bundle in {folder}: {METADATA} cannot be read ({error}); train first") from None
+    if seal not in (None, _seal(described)):
+        raise UserError(f"bundle {folder} is not whole: {METADATA} was changed or damaged; copy it again or train")
     if described.get("format") != FORMAT:
         raise UserError(
             f"bundle {folder} has format {described.get('format')}, this version reads {FORMAT}; train again"
@@ -195,10 +203,11 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 def finished(folder: Path, fit_digest: str) -> bool:
     """True if `folder` holds the whole bundle of this very fit."""
-    if not (folder / METADATA).is_file():
+    try:
+        described = read_metadata(folder)
+    except UserError:  # none, or a broken one: training puts a whole one in its place
         return False
-    described = read_metadata(folder)
-    return described["fit_digest"] == fit_digest and not _damaged(folder, described)
+    return described.get("fit_digest") == fit_digest and not _damaged(folder, described)
 
 
 def _damaged(folder: Path, described: dict[str, Any]) -> list[str]:

@@ -65,6 +65,7 @@ def _check_sqlite(path: Path) -> None:
     except sqlite3.Error as error:
         found = str(error)
     if found != "ok":
+        found = " ".join(str(found).split())
         raise UserError(f"the MLflow store {path} is damaged ({found}); put a copy in its place, or move it away")
 
 

@@ -71,6 +71,7 @@ def case(folder: Path) -> tuple[pa.Table, View]:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("a worker or a node killed in a distributed join", "the whole, right training set")
 @pytest.mark.parametrize("plan", ["range by range", "through buckets"])
 @pytest.mark.parametrize(("what", "victim"), [("worker", os.getpid), ("node", os.getppid)])
 def test_lost_in_the_middle(

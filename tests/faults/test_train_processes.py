@@ -79,6 +79,7 @@ def wait_for_checkpoint(process: "subprocess.Popen[str]", plan: Plan, number: in
 
 
 @pytest.mark.slow
+@pytest.mark.fault("SIGKILL of one rank, or of the whole training", "ends bitwise where an undisturbed training does")
 def test_kills_end_bitwise_where_an_undisturbed_run_ends(plan_of: PlanOf, tmp_path: Path) -> None:
     quiet, killed, restarted = (plan_of(tmp_path / name, **LONG) for name in ("quiet", "rank", "job"))
     output(start(quiet))
@@ -124,6 +125,7 @@ def test_two_nodes_find_each_other_by_a_trainjobs_variables(plan_of: PlanOf, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.fault("a batch of one rank is not a number", "that step is skipped on every rank")
 def test_a_nan_in_one_ranks_batch_costs_that_step_on_every_rank(plan_of: PlanOf, tmp_path: Path) -> None:
     plan = plan_of(tmp_path / "nan", epochs=3)
     text = output(start(plan, program=str(Path(__file__).with_name("nan_on_rank_1.py"))))
@@ -148,6 +150,7 @@ def test_a_rank_without_series_keeps_step_and_changes_nothing(
     assert abs(forecasts[0] / forecasts[1] - 1).max() < 1e-4
 
 
+@pytest.mark.fault("the disk is full during a training", "only checkpoints are lost, or one clear line")
 def test_a_full_disk_costs_checkpoints_but_not_the_training(plan_of: PlanOf, tmp_path: Path) -> None:
     """Files may not grow beyond what a bundle needs: checkpoints, which are larger, fail as on a full disk."""
     plan = plan_of(tmp_path, epochs=2)

@@ -60,6 +60,7 @@ def metric(client: httpx.Client, name: str) -> float:
 # --- features ---
 
 
+@pytest.mark.fault("online rows missing, of other weeks, damaged; tables and file gone", "400 or 503 that says so")
 def test_features_missing_partly_missing_and_back(running: Running, root: Path) -> None:
     store = root / "feature_repo" / "online_store.db"
     shutil.copyfile(store, root / "kept.db")
@@ -128,6 +129,7 @@ def put_bundle(source: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
+@pytest.mark.fault("the served bundle replaced under load", "no request fails")
 def test_a_new_bundle_is_picked_up_without_a_failed_request(running: Running, root: Path, world: World) -> None:
     statuses: list[int] = []
     versions: list[str] = []
@@ -176,6 +178,7 @@ BROKEN: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.fault("the served bundle replaced by a broken one", "refused; the earlier model goes on")
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(
     running: Running, root: Path, world: World, tmp_path: Path, name: str
@@ -218,6 +221,7 @@ def request_bytes(body: object) -> bytes:
     return f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
 
 
+@pytest.mark.fault("clients hang up in the middle of a request", "the others are answered")
 def test_clients_that_hang_up_leave_no_trace(running: Running) -> None:
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
     with running.client() as client:
@@ -242,6 +246,7 @@ def test_one_bad_request_does_not_spoil_those_answered_with_it(running: Running)
 # --- too much ---
 
 
+@pytest.mark.fault("more requests than the server takes on", "429 at once; those taken on are answered")
 def test_more_than_a_server_takes_on_is_answered_429(world: World, serve: Serve) -> None:
     with serve(world.root, SALESCAST_MAX_WAITING="600") as server, server.client() as client:
         with ThreadPoolExecutor(24) as crowd:
@@ -315,6 +320,7 @@ def test_a_signal_brings_a_new_bundle_and_another_the_end(world: World, serve: S
         _terminate_under_load(server)
 
 
+@pytest.mark.fault("SIGTERM under load", "requests under way are answered, then exit code 0")
 def test_two_workers_share_their_metrics_and_end_together(root: Path, serve: Serve) -> None:
     with serve(root, workers=2) as server:
         for _ in range(12):  # a new connection each, so that both workers get some

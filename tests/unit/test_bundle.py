@@ -128,6 +128,9 @@ def test_parts_that_do_not_belong_together_are_refused(folder: Path, tmp_path: P
     refused(lambda f: (f / "scalers.json").write_text("{}"), r"\['scalers.json'\] missing or of another")
     refused(lambda f: (f / "model_metadata.json").unlink(), r"model_metadata.json cannot be read .*; train first")
     refused(lambda f: (f / "model_metadata.json").write_text("{"), "cannot be read")
+    refused(lambda f: (f / "model_metadata.json").write_text("[]"), "cannot be read")
+    metadata = (folder / "model_metadata.json").read_text().replace('"cutoff": "2024-04-26"', '"cutoff": "2024-04-27"')
+    refused(lambda f: (f / "model_metadata.json").write_text(metadata), "model_metadata.json was changed or damaged")
     refused(lambda f: (f / "model_metadata.json").write_text('{"format": 9}'), "has format 9, this version reads 1")
 
 
@@ -138,6 +141,9 @@ def test_finished_means_whole_and_of_this_fit(folder: Path, loaded: Bundle, tmp_
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy" / "model_final.pt").write_bytes(b"")
     assert not bundle.finished(tmp_path / "copy", loaded.metadata.fit_digest)
+    for broken in ("", "{", "[]", '{"format": 1}'):
+        (tmp_path / "copy" / "model_metadata.json").write_text(broken)
+        assert not bundle.finished(tmp_path / "copy", loaded.metadata.fit_digest), "training mends it"
 
 
 def test_a_failed_save_leaves_the_earlier_bundle(folder: Path, loaded: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
