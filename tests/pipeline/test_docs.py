@@ -51,7 +51,7 @@ class Reader:
         self.folder, self.running, self.said = folder, running, ""
         self.ports = {name: str(free_port()) for name in PORTS}
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SALESCAST_", "MLFLOW_"))}
-        own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "REPOSITORY": str(ROOT)}
+        own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         own |= {f"SALESCAST_{name}_PORT": port for name, port in self.ports.items()}
         self.environment = clean | SMALL | own
 
@@ -101,6 +101,7 @@ def furnished(finished_run: tuple[Path, object], raw: Path, tmp_path_factory: py
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(finished_run[0], folder / "shared")
     (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "docs").symlink_to(ROOT / "docs")
     dataset = data.load(raw)
     names = {"store_id": "Store", "dept_id": "Dept", "week": "Date", "weekly_sales": "Weekly_Sales"}
     names |= {"store_type": "Type", "store_size": "Size", "region": "Region"}
