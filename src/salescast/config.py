@@ -32,6 +32,8 @@ class Settings(BaseSettings):
     ci: str = Field(default="", validation_alias="CI")
     num_epochs: int = Field(default=20, ge=1, validation_alias="NUM_EPOCHS")
     batch_size: int = Field(default=512, ge=2, validation_alias="BATCH_SIZE")
+    # Epochs without a better WMAPE in the held-out weeks after which training stops; 0: never (docs/LOG.md says why).
+    patience: int = Field(default=0, ge=0, validation_alias="SALESCAST_PATIENCE")
     nproc_per_node: int = Field(default=2, ge=1, validation_alias="SALESCAST_NPROC")
     http_port: int = Field(default=8080, ge=1, le=65535, validation_alias="SALESCAST_HTTP_PORT")
     grpc_port: int = Field(default=8081, ge=1, le=65535, validation_alias="SALESCAST_GRPC_PORT")

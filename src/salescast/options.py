@@ -72,4 +72,5 @@ def config_of(service: str, horizon: int, seeds: int) -> TrainConfig:
         members=seeds,
         epochs=settings().num_epochs,
         batch_size=settings().batch_size,
+        patience=settings().patience,
     )
