@@ -190,7 +190,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     try:
         described: dict[str, Any] = json.loads((folder / METADATA).read_text())
         seal = described.pop("seal", None)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"no model bundle in {folder}: {METADATA} cannot be read ({error}); train first") from None
     if seal not in (None, _seal(described)):
         raise UserError(f"bundle {folder} is not whole: {METADATA} was changed or damaged; copy it again or train")

@@ -183,7 +183,7 @@ class QuantileMLP(nn.Module):
         first = h = torch.cat([x, looked_up.transpose(1, 2).flatten(2)], dim=2)
         for weight, norm in zip(self.weights, self.norms, strict=True):
             h = torch.bmm(h.transpose(0, 1), weight).transpose(0, 1).reshape(batch, -1)
-            h = self._dropped(relu(norm(h))).view(batch, self.members, -1)
+            h = self._dropped(norm(h)).relu_().view(batch, self.members, -1)
         layers = zip(self.biases, (h, first), self.heads, strict=False)
         voices = [torch.baddbmm(bias, values.transpose(0, 1), head) for bias, values, head in layers]
         out = torch.cat(voices).transpose(0, 1).float()
@@ -201,7 +201,7 @@ class QuantileMLP(nn.Module):
         if h.is_cuda:
             return dropout(h, self.dropout)
         start = int(torch.randint(len(self._noise) - h.numel(), ()))
-        return h * self._noise[start : start + h.numel()].view_as(h)
+        return h.mul_(self._noise[start : start + h.numel()].view_as(h))
 
 
 def pinball(quantiles: Tensor, target: Tensor, weight: Tensor, levels: Tensor) -> Tensor:
