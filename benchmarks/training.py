@@ -171,7 +171,7 @@ def training_set(root: Path, rows: int) -> Path:
     """Demo data of about `rows` observed rows, with features, as retrieval writes it."""
     stores = round(rows / DEPTS / WEEKS)
     data.generate(root / "raw", stores, DEPTS, WEEKS, 42)
-    features.build(root / "raw", root)
+    features.build(root / "raw", root, views=(schema.SALES_VIEW, schema.STORE_VIEW))
     static = pl.scan_parquet(root / f"{schema.STORE_VIEW}.parquet").unique(schema.KEYS).drop(schema.TIMESTAMP)
     sales = pl.scan_parquet(root / f"{schema.SALES_VIEW}.parquet")
     frame = sales.join(static, on=schema.KEYS, how="left", maintain_order="left")
