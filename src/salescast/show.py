@@ -166,7 +166,9 @@ def reproduced(found: "Sequence[Comparison]", as_json: bool) -> None:
 
 def score_table(rows: Sequence[dict[str, Any]], noise_floor: float | None = None) -> Table:
     """Models and baselines with their pooled metrics, best first."""
-    table = Table(box=box.SIMPLE_HEAD, title="backtest, all cutoffs", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title="backtest, all cutoffs", title_justify="left", caption_justify="left")
+    if any((row["mape"] or 0) > 1 for row in rows):
+        table.caption = "MAPE is ruled by weeks with next to no sales; see WMAPE, the missed share of all"
     table.add_column("model")
     for title in TITLES.values():
         table.add_column(title, justify="right")
