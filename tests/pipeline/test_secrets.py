@@ -88,19 +88,20 @@ def mlflow_with_password(folder: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_run_with_secrets_in_its_environment_tells_none(
-    finished_run: tuple[Path, subprocess.CompletedProcess[str]], sales_csv: Path, tmp_path: Path
+    finished_run: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     """Everything logged, by a real server that asks for a password; then the same with a wrong one."""
     work = tmp_path / "work"
     shutil.copytree(finished_run[0], work)
     (tmp_path / "server").mkdir()
-    command = ["--verbose", "run", "--sales", str(sales_csv), "--workdir", str(work), "--horizon", "4"]
     with mlflow_with_password(tmp_path / "server") as uri:
         environment = {**SMALL, **SECRETS, "MLFLOW_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": "trainer"}
         with arguments_watched() as seen:
-            done = salescast(*command, **environment)
-        assert done.returncode == 0, done.stderr
-        assert told(done.stdout + done.stderr) == [] and not seen
+            for command in (["train", "--horizon", "4"], ["register"]):
+                done = salescast("--verbose", *command, "--workdir", str(work), **environment)
+                assert done.returncode == 0, done.stderr
+                assert told(done.stdout + done.stderr) == []
+        assert not seen
         wrong = environment | {"MLFLOW_TRACKING_PASSWORD": SECRETS["PGPASSWORD"]}
         refused = salescast("register", "--workdir", str(work), **wrong)
         assert refused.returncode == 1 and "Traceback" not in refused.stderr, refused.stderr
@@ -119,14 +120,13 @@ def test_a_run_with_secrets_in_its_environment_tells_none(
     assert files_with_secrets(tmp_path / "server") == [tmp_path / "server" / "auth.ini"], "where it is meant to be"
 
 
-@pytest.mark.parametrize("command", [["train"], ["report"], ["serve"]])
+@pytest.mark.parametrize("command", [["train"], ["report"]])
 def test_an_address_with_a_password_in_it_is_refused_without_being_shown(command: list[str], tmp_path: Path) -> None:
     secret = SECRETS["PGPASSWORD"]
-    done = salescast(*command, "--workdir", str(tmp_path), MLFLOW_TRACKING_URI=f"https://me:{secret}@mlflow.example")
+    done = salescast(*command, cwd=tmp_path, MLFLOW_TRACKING_URI=f"https://me:{secret}@mlflow.example")
     assert done.returncode == 1
     assert secret not in done.stdout + done.stderr
-    if command == ["train"] or "MLFLOW" in done.stderr:
-        assert "no password may stand in it; give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in done.stderr
+    assert "no password may stand in it; give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in done.stderr
 
 
 def test_a_secret_would_be_found(tmp_path: Path) -> None:
