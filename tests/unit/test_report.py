@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salescast import data, hierarchy, report, report_data
+from salescast import data, hierarchy, report, report_data, weeks
 from salescast.config import Workdir
 from salescast.errors import UserError
 from salescast.schema import RAW_SALES, RAW_STORE_WEEKS, RAW_STORES
@@ -305,7 +305,8 @@ def test_too_many_series_leave_the_largest_and_say_so(tmp_path: Path, monkeypatc
 def test_a_whole_page_has_every_part_and_its_numbers(tmp_path: Path) -> None:
     work = Workdir(tmp_path)
     write(work, results_of(raw_of(complete(), {1: "North"}), tested=True))
-    pl.DataFrame({"group": ["lags"], "wmape": [0.2], "increase": [0.1]}).write_parquet(tmp_path / "importance.parquet")
+    groups = pl.DataFrame({"group": ["lags", "economics"], "wmape": [0.2, 0.1], "increase": [0.1, 0.0]})
+    groups.write_parquet(tmp_path / "importance.parquet")
     (work.raw / data.REJECTED).write_text("file,row,column,value,reason\na.csv,3,Date,x,Date is no date\n")
     run = {
         "model": "salescast",
@@ -323,7 +324,7 @@ def test_a_whole_page_has_every_part_and_its_numbers(tmp_path: Path) -> None:
         "model version 7", "not the champion", "Not the champion: loses.",
         "By region", "By store", "How good are these forecasts?",
         "“same week last year”, missed 30.0%",
-        "Rejected: Date is no date 1", "4.0 s",
+        "Rejected: Date is no date 1", "4.0 s", "Not used: economics.", "Store Type Region Last",
     ):  # fmt: skip
         assert part in text
     assert "salescast run" not in text
@@ -341,6 +342,28 @@ def test_parts_that_are_not_there_name_the_command(tmp_path: Path) -> None:
         "No timings have been kept. Run salescast run ,",
     ):
         assert sentence in text
+
+
+def test_a_column_of_the_stores_that_nobody_knows_is_left_out(tmp_path: Path) -> None:
+    work = Workdir(tmp_path)
+    write(work, results_of(raw_of(complete(), {}), tested=True))
+    text = text_of(report.build(work).read_text())
+    assert "Store Type Last" in text and "Region" not in text
+
+
+def test_models_are_compared_by_cutoff_and_in_holiday_weeks() -> None:
+    results = results_of(raw_of(complete(), {}), tested=True)
+    assert results.tested is not None
+    shown = report_data.view(results)["accuracy"]
+    holidays = weeks.is_holiday(results.tested["week"].to_numpy(), weeks.calendar("US")) > 0
+    parts = {"true": holidays, "false": ~holidays}
+    for model, values in shown["across"]["rows"]:
+        for name, value in zip(shown["across"]["columns"], values, strict=True):
+            inside = parts.get(name, (results.tested["cutoff"].cast(pl.String) == name).to_numpy())
+            rows = results.tested.filter(inside & (results.tested["model"] == model).to_numpy())
+            missed = sum(abs(row["y"] - row["yhat"]) for row in rows.to_dicts())
+            assert value == pytest.approx(missed / sum(abs(row["y"]) for row in rows.to_dicts()))
+    assert [model for model, _ in shown["across"]["rows"]] == [row["model"] for row in shown["models"]]
 
 
 def test_sales_without_departments_show_none(tmp_path: Path) -> None:
