@@ -179,5 +179,5 @@ def importance(
     return (
         table.filter(pl.col("model") != "")
         .select(group="model", wmape="wmape", increase=pl.col("wmape") - whole)
-        .sort("increase", descending=True)
+        .sort("increase", "group", descending=[True, False])
     )
