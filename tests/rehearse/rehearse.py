@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import trustme
-from runtime import NODE, Cluster, Process, new_folder, run
+from runtime import NODE, Cluster, Process, new_folder, output
 
 sys.path.append(str(Path(__file__).parents[1] / "manifests"))
 from cluster import NAMESPACE, Pod, configmaps, pods, resources
@@ -214,12 +214,13 @@ def infrastructure(rehearsal: Rehearsal) -> list[Process]:
     database.ready()
     step("postgres is ready")
     (head,) = cluster.start(ray(pod["feast-ray-head"], rehearsal.one("RayCluster")))
+    head.ready()  # before the others: its dashboard waits 30 s for processes of its own, and two cores are few
+    step("feast-ray-head is ready")
     for _ in range(2):  # applied twice
         cluster.start(pod["postgres-roles"])
     step("roles and databases are there")
     (tracking,) = cluster.start(pod["mlflow"])
     servers = cluster.start(pod["feast-server"])
-    head.ready()
     (worker,) = cluster.start(ray(pod["feast-ray-cpu"], rehearsal.one("RayCluster")))
     stay = [database, head, worker, tracking, *servers]
     for process in stay:
@@ -301,7 +302,7 @@ def main() -> None:
         rehearse(folder)
     finally:
         if "KEEP_LOGS" in os.environ:
-            run("cp", "-r", str(folder / "containers"), os.environ["KEEP_LOGS"])
+            output("cp", "-r", str(folder / "containers"), os.environ["KEEP_LOGS"])
 
 
 START = time.monotonic()

@@ -6,6 +6,7 @@ Runs as root inside namespaces of its own (`rehearse.py` makes them); what it st
 
 import os
 import shlex
+import signal
 import ssl
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ NODE = "10.88.0.1"
 PATIENCE = 600.0  # seconds that a container which ends has for it
 
 
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Process:
     name: str
     start: Callable[[], subprocess.Popen[bytes]]
     log: Path
+    network: str
     address: str
     spec: Mapping[str, Any]
     restarts: int = 1  # the kubelet has more patience
@@ -81,21 +84,30 @@ class Process:
     def ready(self) -> None:
         """Its startup probe passes in the time that it allows, then its readiness and liveness probes do.
 
-        One that ends is started again, once: what waits for another pod, or is beaten by a busy machine, may.
+        One that ends or does not start in time is started again, once: a busy machine may be quick enough then.
         """
         startup = self.spec.get("startupProbe", {"periodSeconds": 2, "failureThreshold": 30})
         until = time.monotonic() + startup["periodSeconds"] * startup["failureThreshold"]
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             while kind in self.spec and (reason := self.probe(kind)):
-                if self.popen.poll() is not None:
-                    if not self.restarts:
-                        raise SystemExit(f"{self.name} ended with {self.popen.returncode}\n{self.tail()}")
-                    sys.stdout.write(f"          {self.name} ended and is started again\n{self.tail()}\n")
-                    self.restarts -= 1
-                    self.popen = self.start()
-                if time.monotonic() > until:
-                    raise SystemExit(f"{self.name}: {kind} fails: {reason}\n{self.tail()}")
+                code = self.popen.poll()
+                if code is not None or time.monotonic() > until:
+                    failure = f"ended with {code}" if code is not None else f"{kind} fails: {reason}"
+                    return self._again(failure)
                 time.sleep(0.5)
+        return None
+
+    def _again(self, failure: str) -> None:
+        if not self.restarts:
+            raise SystemExit(f"{self.name}: {failure}\n{self.tail()}")
+        sys.stdout.write(f"          {self.name}: {failure}; it is started again\n{self.tail()}\n")
+        self.restarts -= 1
+        for pid in output("ip", "netns", "pids", self.network).split():  # Ray's processes leave the session
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        self.popen.wait()
+        self.popen = self.start()
+        self.ready()
 
 
 @dataclass
@@ -110,12 +122,12 @@ class Cluster:
     processes: list[Process] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        run("mount", "-t", "tmpfs", "none", "/run")
+        output("mount", "-t", "tmpfs", "none", "/run")
         Path("/run/netns").mkdir()
-        run("ip", "link", "set", "lo", "up")
-        run("ip", "link", "add", "pods", "type", "bridge")
-        run("ip", "address", "add", f"{NODE}/24", "dev", "pods")
-        run("ip", "link", "set", "pods", "up")
+        output("ip", "link", "set", "lo", "up")
+        output("ip", "link", "add", "pods", "type", "bridge")
+        output("ip", "address", "add", f"{NODE}/24", "dev", "pods")
+        output("ip", "link", "set", "pods", "up")
         self.image = self._image()
 
     def _image(self) -> Path:
@@ -175,12 +187,12 @@ class Cluster:
 
     def _network(self, network: str, name: str) -> None:
         link = f"veth{len(self.addresses)}-{len(list(Path('/run/netns').iterdir()))}"
-        run("ip", "netns", "add", network)
-        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", network)
-        run("ip", "link", "set", link, "master", "pods", "up")
-        run("ip", "-n", network, "address", "add", f"{self.address(name)}/24", "dev", "eth0")
-        run("ip", "-n", network, "link", "set", "eth0", "up")
-        run("ip", "-n", network, "link", "set", "lo", "up")
+        output("ip", "netns", "add", network)
+        output("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", network)
+        output("ip", "link", "set", link, "master", "pods", "up")
+        output("ip", "-n", network, "address", "add", f"{self.address(name)}/24", "dev", "eth0")
+        output("ip", "-n", network, "link", "set", "eth0", "up")
+        output("ip", "-n", network, "link", "set", "lo", "up")
 
     def _volume(self, volume: Mapping[str, Any], folder: Path) -> None:
         if claim := volume.get("persistentVolumeClaim"):
@@ -260,7 +272,7 @@ class Cluster:
                     start_new_session=True,
                 )
 
-        process = Process(name, start, log, self.addresses[pod], spec)
+        process = Process(name, start, log, network, self.addresses[pod], spec)
         self.processes.append(process)
         return process
 
@@ -288,5 +300,5 @@ class Cluster:
 def new_folder() -> Path:
     """On a tmpfs: an overlay cannot have its own lower layer above it."""
     folder = Path(tempfile.mkdtemp(prefix="salescast-rehearsal-"))
-    run("mount", "-t", "tmpfs", "-o", "mode=755", "none", str(folder))
+    output("mount", "-t", "tmpfs", "-o", "mode=755", "none", str(folder))
     return folder
