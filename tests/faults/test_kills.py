@@ -10,7 +10,7 @@ import pytest
 from .conftest import COMMANDS, LONG, ROUNDS, Chain, kill, run, start
 
 Happened = Callable[[str], None]
-QUICK = ("features", "materialize")
+QUICK = ("features",)
 TWICE = ["data import", "materialize", "train", "forecast", "register"]
 
 
