@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick lint cover bench-retrieval bench-accuracy bench-training bench-serving pictures manifests rehearse fuzz faults soak image sbom audit pin clean
+.PHONY: help setup run test quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving pictures manifests rehearse fuzz faults soak image sbom audit pin clean
 
 help:  ## print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,11 @@ bench-retrieval: setup  ## point-in-time joins: feast_asof beside Feast's own st
 	$(BIN)/python benchmarks/retrieval.py --write
 
 bench-accuracy: setup  ## backtest on real data beside the best known methods
-	$(BIN)/python benchmarks/accuracy.py --write
+	$(BIN)/python benchmarks/accuracy.py --with lightgbm,mstl,svd --write docs/bench/accuracy.md
+
+bench-accuracy-once: setup  ## the same from four origins not looked at before, and 39 weeks ahead
+	$(BIN)/python benchmarks/accuracy.py --origins 2011-12-16,2012-03-16,2012-06-15,2012-08-31 --with mstl,svd --write docs/bench/accuracy-other-origins.md
+	$(BIN)/python benchmarks/accuracy.py --origins 2012-01-27 --horizon 39 --no-base --write docs/bench/accuracy-39-weeks.md
 
 bench-training: setup  ## samples per second beside the usual DataLoader + DDP
 	$(BIN)/python benchmarks/training.py --write

@@ -1,7 +1,7 @@
 """Forecast accuracy on real weekly sales, through the product's own stages, beside other methods.
 
     make bench-accuracy
-    python benchmarks/accuracy.py --data DIR --origins 2011-12-16,2012-03-16 --horizon 39 --with lightgbm,mstl,svd
+    python benchmarks/accuracy.py --data DIR --origins 2011-12-16,2012-03-16 --horizon 13 --with lightgbm,mstl,svd
 
 DIR holds train.csv, features.csv and stores.csv in Kaggle's columns. Every method sees the sales up to an origin, the
 calendar after it, and nothing else. Scored are the series observed in every one of the first 104 weeks.
@@ -20,9 +20,19 @@ import polars as pl
 
 os.environ.setdefault("MLFLOW_TRACKING_URI", "off")
 
-from methods import OTHERS
-
-from salescast import baselines, bundle, data, evaluate, hierarchy, ingest, pipeline, retrieval, weeks
+from salescast import (
+    baselines,
+    bundle,
+    data,
+    evaluate,
+    hierarchy,
+    ingest,
+    others,
+    pipeline,
+    retrieval,
+    seasonal,
+    weeks,
+)
 from salescast.config import TrainConfig, Workdir
 from salescast.dataset import scan
 from salescast.files import replace_file
@@ -39,9 +49,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--origins", default=ORIGINS, help="last weeks seen, with commas between")
     parser.add_argument("--horizon", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=TrainConfig().members)
-    parser.add_argument("--with", dest="others", default="", help=f"other methods: {','.join(OTHERS)}")
+    parser.add_argument("--with", dest="others", default="", help=f"other methods: {','.join(others.PACKAGES)}")
     parser.add_argument("--no-base", action="store_true", help="leave the published features out")
-    parser.add_argument("--write", action="store_true", help="write docs/bench/accuracy.md")
+    parser.add_argument("--write", type=Path, help="page to write, in Markdown")
     return parser.parse_args()
 
 
@@ -120,21 +130,42 @@ def overview(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def sums(forecasts: pl.DataFrame, errors: pl.DataFrame, sales: pl.DataFrame, stores: pl.DataFrame) -> pl.DataFrame:
-    """WMAPE and coverage of stores and the total."""
+    """Scores of the sums by level and by level and origin; intervals from the weeks held out before each origin."""
     actual = sales.select(*KEYS, "week", y=pl.col(LABEL))
     parts = []
     for (origin,), held in forecasts.join(actual, on=[*KEYS, "week"]).partition_by("cutoff", as_dict=True).items():
         known = errors.filter(pl.col("origin") == origin).join(actual, on=[*KEYS, "week"])
         parts.append(hierarchy.aggregate(held, known, stores))
-    found = pl.concat(parts).rename({"level": "model"})
-    return evaluate.scores(found).select("model", wmape=pl.col("wmape") * 100, cov80="coverage", rows="rows")
+    found = pl.concat(parts)
+    pooled, by_origin = (evaluate.scores(found, by) for by in (("level",), ("level", "cutoff")))
+    both = pl.concat(
+        [pooled.with_columns(cutoff=pl.lit("all")), by_origin.with_columns(pl.col("cutoff").cast(pl.String))],
+        how="diagonal",
+    )
+    return both.sort("level", "cutoff", descending=[True, False]).select(
+        "level", "rows", origin="cutoff", wmape=pl.col("wmape") * 100, bias=pl.col("bias") * 100, cov80="coverage"
+    )
+
+
+def feature_seconds(sales: pl.DataFrame, stores: int = 45) -> tuple[int, float]:
+    """Rows, and seconds for the seasonal features of every base week, of as many stores as the whole data have."""
+    known = sales["store_id"].unique().sort()
+    copies = pl.DataFrame({"copy": range(1, stores + 1)}, schema={"copy": pl.Int32}).with_columns(
+        store_id=pl.Series([known[i % len(known)] for i in range(stores)], dtype=pl.Int32)
+    )
+    many = sales.join(copies, on="store_id").with_columns(store_id=pl.col("copy")).select(sales.columns)
+    start = time.perf_counter()
+    rows = seasonal.seasonal_features(many.sort(*KEYS, "week")).height
+    return rows, time.perf_counter() - start
 
 
 def main() -> None:
     options = arguments()
     origins = [date.fromisoformat(origin) for origin in options.origins.split(",")]
+    names = [name for name in options.others.split(",") if name]
+    others.check(names)
     config = TrainConfig(horizon=options.horizon, members=options.seeds, epochs=8, batch_size=1024)
-    start = time.perf_counter()
+    times = Times()
     with tempfile.TemporaryDirectory() as folder:
         work = Workdir(Path(folder))
         files = (options.data / f"{name}.csv" for name in ("train", "features", "stores"))
@@ -143,56 +174,91 @@ def main() -> None:
         sales = raw.sales.collect()
         pipeline.features_stage(work, work.raw, options.horizon)
         retrieval.apply(work)
-        prepared = time.perf_counter() - start
+        times.took("import, features and apply")
         ours, errors = fitted(work, config, origins, OURS)
-        trained = time.perf_counter() - start - prepared
-        frames = [ours.drop("model").with_columns(model=pl.lit(OURS))]
+        times.took("retrieval, training and forecasts")
         training = scan(retrieval.retrieve(work, TRAINING_SERVICE_SEASONAL))
-        frames += [baselines.forecasts(training, origin, options.horizon) for origin in origins]
-        for name in filter(None, options.others.split(",")):
-            frames += [OTHERS[name](training, origin, options.horizon) for origin in origins]
+        frames = [ours, *(baselines.forecasts(training, origin, options.horizon) for origin in origins)]
         if not options.no_base:
             base = replace(config, feature_service=TRAINING_SERVICE, linear=False)
             frames.append(fitted(work, base, origins, BASE)[0])
-        whole = pl.concat(
-            [frame.select(frames[0].columns).with_columns(pl.col("horizon").cast(pl.Int32)) for frame in frames]
-        )
         groups = sums(ours, errors, sales, raw.stores)
+        times.took("baselines, published features and sums")
+        ours_in_all = times.all
+        for name in names:
+            frames += [others.forecasts(name, training, origin, options.horizon, "US") for origin in origins]
+            times.took(name)
+        whole = pl.concat([frame.select(frames[0].columns) for frame in frames])
+        rows, seconds = feature_seconds(sales)
     result = scored(whole, sales, raw.meta.first_week)
-    lines = report(result, groups, options, prepared, trained, time.perf_counter() - start)
+    spent = ", ".join(f"{what} {value:.0f} s" for what, value in times.seconds.items())
+    facts = [
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}; "
+        f"{options.data.name}, horizon {options.horizon}, {options.seeds} seed(s), "
+        f"{result.select(KEYS).n_unique()} series. Ours with everything it needs, baselines included: "
+        f"{ours_in_all:.0f} s. Stages: {spent}.",
+        f"Seasonal features of all base weeks of 45 stores (copies of these), {rows:,} rows: {seconds:.1f} s.",
+    ]
+    lines = report(result, groups, facts)
     print(lines)
     if options.write:
-        with replace_file(Path("docs/bench/accuracy.md")) as path:
+        with replace_file(options.write) as path:
             path.write_text(lines)
 
 
-def report(
-    result: pl.DataFrame,
-    groups: pl.DataFrame,
-    options: argparse.Namespace,
-    prepared: float,
-    trained: float,
-    seconds: float,
-) -> str:
+class Times:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def took(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage], self._last = now - self._last, now
+
+    @property
+    def all(self) -> float:
+        return sum(self.seconds.values())
+
+
+def crossed(ours: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """A metric of our forecasts by origin (rows) and horizon (columns), with the margins."""
+    whole = evaluate.scores(ours, ("model",)).with_columns(cutoff=pl.lit("all"), horizon=pl.lit("all"))
+    parts = [whole] + [
+        evaluate.scores(ours.sort("horizon"), by).sort(by) for by in (("horizon",), ("cutoff",), ("cutoff", "horizon"))
+    ]
+    keys = [
+        part.with_columns(
+            pl.col(name).cast(pl.String) if name in part.columns else pl.lit("all").alias(name)
+            for name in ("cutoff", "horizon")
+        ).select("cutoff", "horizon", metric)
+        for part in parts
+    ]
+    table = pl.concat(keys).sort(pl.col("horizon").cast(pl.Int32, strict=False), nulls_last=True, maintain_order=True)
+    wide = table.pivot("horizon", index="cutoff", values=metric, maintain_order=True).sort("cutoff")
+    return wide.rename({name: f"h{name}" for name in wide.columns if name.isdigit()} | {"cutoff": "origin"})
+
+
+def report(result: pl.DataFrame, groups: pl.DataFrame, facts: list[str]) -> str:
     digits = {"wmape": 2, "wmae": 0, "rmsse": 3, "wql": 4, "cov80": 3, "bias": 2}
     digits |= {name: 2 for name in overview(result).columns if name[0] in "12h"}
     ours = result.filter(pl.col("model") == OURS)
-    coverage = [
-        evaluate.scores(ours, by).sort(by).select(*by, cov80="coverage", wmape=pl.col("wmape") * 100)
-        for by in (("cutoff",), ("horizon",))
-    ]
+    coverage, error = crossed(ours, "coverage"), crossed(ours, "wmape")
+    error = error.with_columns(pl.exclude("origin") * 100)
     return (
         "\n\n".join(
             [
                 "# Accuracy on real weekly sales",
-                f"{date.today()}, {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}; "
-                f"{options.data.name}, horizon {options.horizon}, {options.seeds} seed(s), "
-                f"{result.select(KEYS).n_unique()} series. Import, features and apply {prepared:.0f} s, "
-                f"retrieval, training and forecasts {trained:.0f} s, all {seconds:.0f} s.",
-                "WMAPE and bias in %, by origin and horizon WMAPE in %. `make bench-accuracy` writes this page.",
+                *facts,
+                "WMAPE and bias in %, by origin and horizon WMAPE in %. `make bench-accuracy` and "
+                "`make bench-accuracy-once` write the pages of this folder; which methods these are: "
+                "`baselines.py`, `others.py`.",
                 table(overview(result), digits),
-                "## Intervals by origin and by horizon",
-                *(table(part, digits) for part in coverage),
+                "## Coverage of the 80 % interval by origin and horizon",
+                table(coverage, dict.fromkeys(coverage.columns[1:], 3)),
+                "## WMAPE by origin and horizon",
+                table(error, dict.fromkeys(error.columns[1:], 2)),
                 "## Sums",
                 table(groups, digits),
             ]

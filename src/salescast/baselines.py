@@ -83,11 +83,10 @@ def _quantiles(errors: Floats) -> Floats:
     )
 
 
-def forecasts(training: pl.LazyFrame, cutoff: date, horizon: int) -> pl.DataFrame:
-    """Every baseline for the `horizon` weeks after `cutoff`, of every series observed by then, in long form.
+def observed(training: pl.LazyFrame, cutoff: date) -> tuple[pl.DataFrame, Floats]:
+    """Keys of every series observed by `cutoff`, and its sales [n, T] up to it (NaN = not observed).
 
-    `training` holds keys, event_timestamp and weekly_sales. Returns keys, cutoff, horizon (1 = the first week), week,
-    yhat, p10, p90, model. Raises UserError when nothing was observed by the cutoff.
+    `training` holds keys, event_timestamp and weekly_sales. Raises UserError when nothing was observed by the cutoff.
     """
     limit = datetime.combine(cutoff, time())
     seen = (
@@ -104,15 +103,25 @@ def forecasts(training: pl.LazyFrame, cutoff: date, horizon: int) -> pl.DataFram
     place = seen.select(back).to_series().to_numpy()
     sales = np.full((series.height, int(place.max()) + 1), np.nan)
     sales[row, sales.shape[1] - 1 - place] = seen[LABEL].to_numpy()
+    return series, sales
+
+
+def forecasts(training: pl.LazyFrame, cutoff: date, horizon: int) -> pl.DataFrame:
+    """Every baseline for the `horizon` weeks after `cutoff`, of every series observed by then, in long form.
+
+    `training` as for `observed`. Returns keys, cutoff, horizon (1 = the first week), week, yhat, p10, p90, model.
+    """
+    series, sales = observed(training, cutoff)
     scale = np.nan_to_num(_scale(sales))[:, None]
     spread = intervals(sales, horizon)
     return pl.concat(
-        _long(series, cutoff, name, values, values + spread[name][0] * scale, values + spread[name][1] * scale)
+        long(series, cutoff, name, values, values + spread[name][0] * scale, values + spread[name][1] * scale)
         for name, values in points(sales, horizon).items()
     )
 
 
-def _long(series: pl.DataFrame, cutoff: date, name: str, yhat: Floats, p10: Floats, p90: Floats) -> pl.DataFrame:
+def long(series: pl.DataFrame, cutoff: date, name: str, yhat: Floats, p10: Floats, p90: Floats) -> pl.DataFrame:
+    """Forecasts [n, horizon] of the series in the form that `forecasts` returns."""
     n, horizon = yhat.shape
     ahead: Ints = np.tile(np.arange(1, horizon + 1), n)
     return (

@@ -198,6 +198,12 @@ def run_backtest(
     ] = None,
     service: ServiceOption = TRAINING_SERVICE_SEASONAL,
     seeds: SeedsOption = 1,
+    refit: Annotated[
+        bool, typer.Option("--refit/--no-refit", help="Train at every cutoff, or at the first one only.")
+    ] = True,
+    others: Annotated[
+        str | None, typer.Option("--with", help="Other methods (extra `bench`): lightgbm,mstl,svd.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Forecast from past cutoffs with models that saw nothing later, beside the baselines.
@@ -214,6 +220,8 @@ def run_backtest(
             config_of(service, horizon, seeds),
             dates_of(cutoffs) if cutoffs else None,
             out or work.backtest,
+            refit=refit,
+            with_others=names_of(others),
         )
     show.scores(evaluate.scores(frame), as_json)
 

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -128,12 +128,14 @@ def default_cutoffs(work: Workdir, config: TrainConfig) -> list[date]:
     return evaluate.quarterly_cutoffs(meta.first_week, meta.last_week, config.horizon, config.holdout_weeks)
 
 
-def backtest_stage(work: Workdir, trained: Trained) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The backtest frame of the model and every baseline, and the importance of the feature groups.
+def backtest_stage(
+    work: Workdir, trained: Trained, with_others: Sequence[str] = ()
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The backtest frame of the model, every baseline and `with_others`, and the importance of the feature groups.
 
     Both are also written to the workdir.
     """
-    from salescast import baselines, bundle
+    from salescast import baselines, bundle, others
     from salescast.dataset import scan
 
     training = scan(trained.training)
@@ -143,6 +145,8 @@ def backtest_stage(work: Workdir, trained: Trained) -> tuple[pl.DataFrame, pl.Da
         rows = evaluate.base_rows(training, cutoff)
         frames.append(evaluate.frame_of(model.predict(rows), rows, MODEL))
         frames.append(baselines.forecasts(training, cutoff, model.horizon))
+        country = model.metadata.country
+        frames += [others.forecasts(name, training, cutoff, model.horizon, country) for name in with_others]
     frame = evaluate.with_actuals(pl.concat(frames), training)
     groups = evaluate.importance(bundles, training, _groups(training.collect_schema().names()), seed=0)
     parquet.write(frame, work.backtest)
@@ -156,14 +160,31 @@ def _groups(columns: list[str]) -> dict[str, tuple[str, ...]]:
     return {name: group for name, group in every.items() if not set(columns).isdisjoint(group)}
 
 
-def backtest(work: Workdir, raw: Path, config: TrainConfig, cutoffs: Sequence[date] | None, out: Path) -> pl.DataFrame:
-    """Features, retrieval, fits at the cutoffs and backtest, from a dataset folder; the frame also goes to `out`."""
-    from salescast import retrieval
+def backtest(
+    work: Workdir,
+    raw: Path,
+    config: TrainConfig,
+    cutoffs: Sequence[date] | None,
+    out: Path,
+    *,
+    refit: bool = True,
+    with_others: Sequence[str] = (),
+) -> pl.DataFrame:
+    """Features, retrieval, fits at the cutoffs and backtest, from a dataset folder; the frame also goes to `out`.
 
+    Without `refit` the fit at the first cutoff forecasts from all of them, as a model does that is not trained again.
+    `with_others` names methods of `others`. Raises UserError, before any work, for one that cannot be run.
+    """
+    from salescast import others, retrieval
+
+    others.check(with_others, config.feature_service)
     features_stage(work, raw, config.horizon)
     retrieval.apply(work)
-    trained = train_stage(work, config, cutoffs or default_cutoffs(work, config), final=None)
-    frame, _ = backtest_stage(work, trained)
+    dates = sorted(cutoffs or default_cutoffs(work, config))
+    trained = train_stage(work, config, dates if refit else dates[:1], final=None)
+    if not refit:
+        trained = replace(trained, tested=dict.fromkeys(dates, trained.tested[dates[0]]))
+    frame, _ = backtest_stage(work, trained, with_others)
     parquet.write(frame, out)
     return frame
 
