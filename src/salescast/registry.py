@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 CHAMPION: Final = "champion"
 BACKTEST: Final = "backtest.parquet"
 ROW: Final = (*KEYS, "cutoff", "horizon")
+PEAK: Final = 1.2
 
 
 @dataclass(frozen=True)
@@ -40,35 +41,53 @@ class Verdict:
 def judge(backtest: pl.DataFrame, model: str, champion: pl.DataFrame | None) -> Verdict:
     """Compare `model` with every other model of its backtest and with the champion's backtest on the rows both have.
 
-    The model must have the lower WMAPE pooled and at every cutoff. A champion without a common row (its data are
-    older than every cutoff) cannot be compared and gives way.
+    The model must have the lower WMAPE pooled, at every cutoff and in the peak weeks. A champion without a common row
+    (its data are older than every cutoff) cannot be compared and gives way.
     """
-    for by, where in (([], "pooled"), (["cutoff"], "at cutoff")):
-        table = scores(backtest, ["model", *by])
-        mine = table.filter(pl.col("model") == model)
-        others = table.filter(pl.col("model") != model)
-        pairs = mine.join(others, how="cross" if not by else "inner", on=by or None, suffix="_other")
-        lost = pairs.filter(pl.col("wmape") >= pl.col("wmape_other")).sort("wmape_other")
-        if lost.height:
-            row = lost.row(0, named=True)
-            place = f"{where} {row['cutoff']}" if by else where
-            return Verdict(
-                False,
-                f"{place}: WMAPE {row['wmape']:.2%} does not beat {row['model_other']} with {row['wmape_other']:.2%}",
-            )
+    lost = _lost(backtest, model)
+    if lost:
+        return Verdict(False, lost)
+    won = "beats every baseline, pooled, at every cutoff and in the peak weeks"
     if champion is None:
-        return Verdict(True, "beats every baseline, pooled and at every cutoff; there was no champion")
-    mine = backtest.filter(pl.col("model") == model).select(*ROW, "y", "yhat", "p10", "p90", model=pl.lit("new"))
-    both = mine.join(champion.select(*ROW, old="yhat"), on=ROW)
-    if both.is_empty():
-        return Verdict(True, "beats every baseline; the champion was tested on other cutoffs and cannot be compared")
-    new = scores(both)["wmape"].item()
-    old = scores(both.with_columns(yhat=pl.col("old")))["wmape"].item()
-    if new < old:
-        return Verdict(
-            True, f"beats every baseline and the champion: WMAPE {new:.2%} against {old:.2%} on the same rows"
-        )
-    return Verdict(False, f"does not beat the champion: WMAPE {new:.2%} against {old:.2%} on the same rows")
+        return Verdict(True, f"{won}; there was no champion")
+    mine = backtest.filter(pl.col("model") == model)
+    theirs = mine.drop("yhat", "p10", "p90", "model").join(champion.select(*ROW, "yhat", "p10", "p90"), on=ROW)
+    if theirs.is_empty():
+        return Verdict(True, f"{won}; the champion was tested on other cutoffs and cannot be compared")
+    theirs = theirs.with_columns(model=pl.lit("the champion")).select(mine.columns)
+    both = pl.concat([mine.join(theirs, on=ROW, how="semi"), theirs])
+    lost = _lost(both, model)
+    if lost:
+        return Verdict(False, f"{lost}, on the same rows")
+    new, old = (scores(both).filter(pl.col("model") == name)["wmape"].item() for name in (model, "the champion"))
+    return Verdict(True, f"{won}, and the champion: WMAPE {new:.2%} against {old:.2%} on the same rows")
+
+
+def _lost(backtest: pl.DataFrame, model: str) -> str | None:
+    """Where `model` does not have the least WMAPE of all; None if it has it everywhere."""
+    for place, rows in _places(backtest, model):
+        table = scores(rows)
+        mine = table.filter(pl.col("model") == model)["wmape"]
+        better = table.filter((pl.col("model") != model) & (pl.col("wmape") <= mine.first()))
+        if better.height:
+            name, other = better.select("model", "wmape").row(0)
+            return f"{place}: WMAPE {mine.item():.2%} does not beat {name} with {other:.2%}"
+    return None
+
+
+def _places(backtest: pl.DataFrame, model: str) -> Iterator[tuple[str, pl.DataFrame]]:
+    """The rows that must be won: all together, those of each cutoff, and those of the peak weeks.
+
+    Peak weeks: weeks of a cutoff in which all series together sold PEAK times the median week of the backtest, or more.
+    There may be none.
+    """
+    yield "pooled", backtest
+    for (cutoff,), rows in backtest.partition_by("cutoff", as_dict=True, maintain_order=True).items():
+        yield f"at cutoff {cutoff}", rows
+    sold = backtest.filter(pl.col("model") == model).group_by("cutoff", "week").agg(pl.col("y").sum())
+    peaks = sold.filter(pl.col("y") >= PEAK * pl.col("y").median()).select("cutoff", "week")
+    if peaks.height:
+        yield "in the peak weeks", backtest.join(peaks, on=["cutoff", "week"], how="semi")
 
 
 @dataclass(frozen=True)
@@ -146,13 +165,21 @@ def _register(client, run_id: str, digest: str, backtest: pl.DataFrame, model: s
 
 
 def _log_results(client, run_id: str, backtest: pl.DataFrame, model: str) -> None:  # type: ignore[no-untyped-def]
-    """The backtest frame, its table and the model's metrics, in the run of the final fit."""
+    """The backtest frame, its tables and the model's metrics, in the run of the final fit.
+
+    Metrics by horizon have the horizon as their step, so that MLflow draws them as curves.
+    """
     table = scores(backtest)
-    mine = table.filter(pl.col("model") == model).row(0, named=True)
-    for name, value in mine.items():
-        if isinstance(value, float) and math.isfinite(value):
-            client.log_metric(run_id, f"backtest_{name}", value)
+    own = backtest.filter(pl.col("model") == model)
+    for row in (table.filter(pl.col("model") == model), scores(own, ["model", "horizon"])):
+        for values in row.to_dicts():
+            step, name = values.pop("horizon", None), "backtest_by_horizon" if "horizon" in row.columns else "backtest"
+            for metric, value in values.items():
+                if isinstance(value, float) and math.isfinite(value):
+                    client.log_metric(run_id, f"{name}_{metric}", value, step=step)
     client.log_text(run_id, table.write_csv(), "backtest_scores.csv")
+    for column in ("cutoff", "horizon", "week", "dept_id", "store_id"):
+        client.log_text(run_id, scores(backtest, ["model", column]).write_csv(), f"backtest_scores_by_{column}.csv")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / BACKTEST
         parquet.write(backtest, path)

@@ -1,6 +1,6 @@
 """The champion rule, and the registry of a real MLflow store."""
 
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -28,7 +28,8 @@ def backtest(**errors: dict[date, float]) -> pl.DataFrame:
 
 def test_a_model_that_beats_every_baseline_everywhere_becomes_champion() -> None:
     verdict = registry.judge(backtest(ours={EARLY: 1, LATE: 2}, naive={EARLY: 2, LATE: 3}), "ours", None)
-    assert verdict == registry.Verdict(True, "beats every baseline, pooled and at every cutoff; there was no champion")
+    reason = "beats every baseline, pooled, at every cutoff and in the peak weeks; there was no champion"
+    assert verdict == registry.Verdict(True, reason)
 
 
 @pytest.mark.parametrize(
@@ -43,13 +44,39 @@ def test_losing_to_a_baseline_anywhere_is_no_championship(ours: dict, naive: dic
     assert registry.judge(backtest(ours=ours, naive=naive), "ours", None) == registry.Verdict(False, reason)
 
 
+def test_the_peak_weeks_must_be_won_too() -> None:
+    """Week 2 sells 30 % more than the usual week; weeks 0 and 1 make up for it at the cutoff and pooled."""
+    weeks = [EARLY + timedelta(weeks=k) for k in range(3)]
+    rows = [
+        (1, 1, EARLY, k + 1, weeks[k], sold, sold + error[k], 0.0, 999.0, model)
+        for model, error in (("ours", (1, 1, 9)), ("naive", (8, 8, 5)))
+        for k, sold in enumerate((100.0, 102.0, 130.0))
+    ]
+    test = pl.DataFrame(rows, schema=backtest(ours={EARLY: 1}).columns, orient="row")
+    assert registry.judge(test, "ours", None) == registry.Verdict(
+        False, "in the peak weeks: WMAPE 6.92% does not beat naive with 3.85%"
+    )
+    flat = test.with_columns(pl.col("y", "yhat") - pl.when(pl.col("horizon") == 3).then(10.0).otherwise(0.0))
+    assert registry.judge(flat, "ours", None).champion, "18 % more is no peak"
+
+
+def test_the_champion_must_be_beaten_at_every_cutoff() -> None:
+    new = backtest(ours={EARLY: 1, LATE: 4}, naive={EARLY: 9, LATE: 9})
+    verdict = registry.judge(new, "ours", backtest(ours={EARLY: 4, LATE: 3}))
+    assert verdict == registry.Verdict(
+        False, f"at cutoff {LATE}: WMAPE 4.00% does not beat the champion with 3.00%, on the same rows"
+    )
+
+
 @pytest.mark.parametrize(("old", "champion"), [(4.0, True), (3.0, False), (2.0, False)])
 def test_the_champion_is_compared_on_the_rows_both_have(old: float, champion: bool) -> None:
     # The old champion was never tested at LATE, where the new model is bad.
     before = backtest(ours={EARLY: old})
     verdict = registry.judge(backtest(ours={EARLY: 3, LATE: 8}, naive={EARLY: 9, LATE: 9}), "ours", before)
     assert verdict.champion is champion
-    assert f"WMAPE 3.00% against {old / 100:.2%} on the same rows" in verdict.reason
+    said = "against" if champion else "does not beat the champion with"
+    assert f"WMAPE 3.00% {said} {old / 100:.2%}" in verdict.reason
+    assert verdict.reason.endswith("on the same rows")
 
 
 def test_a_champion_that_was_tested_elsewhere_gives_way() -> None:
@@ -91,3 +118,7 @@ def test_versions_and_alias_in_the_registry(work: Workdir) -> None:
     assert champion.version == 3 and champion.tags["verdict"] == best.reason
     metrics = client.get_run(champion.run_id).data.metrics
     assert metrics["backtest_wmape"] == pytest.approx(0.01)
+    curve = client.get_metric_history(champion.run_id, "backtest_by_horizon_wmape")
+    assert [(point.step, point.value) for point in curve] == [(1, pytest.approx(0.01))]
+    files = {file.path for file in client.list_artifacts(champion.run_id)}
+    assert files >= {"backtest.parquet", "backtest_scores.csv", "backtest_scores_by_dept_id.csv"}
