@@ -77,14 +77,23 @@ SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {
     "store_growth_ago": _LIST,
     "total_growth_now": _LIST,
     "total_growth_ago": _LIST,
+    "growth_before_now": pl.Float32(),  # growth_now and growth_ago of 13 weeks as they were a year before week t
+    "growth_before_ago": pl.Float32(),
+    "dept_growth_before_now": pl.Float32(),
+    "dept_growth_before_ago": pl.Float32(),
+    "store_growth_before_now": pl.Float32(),
+    "store_growth_before_ago": pl.Float32(),
     "last_year": _LIST,  # y last year, from one week before the horizon to one week behind it
     "denoised_last_year": _LIST,  # rank-8 reconstruction of last year's y, as `last_year`
+    "denoised_year_before": _LIST,  # the same of the year before it, as it was reconstructed a year before week t
     "denoise_error": pl.Float32(),  # mean |y - reconstruction| of the last 52 weeks
     "naive_error": pl.Float32(),  # mean |error| of growth times last year's reconstruction, last 8 weeks
     "naive_bias": pl.Float32(),  # mean error of the same, last 4 weeks
     "dept_last_year": _LIST,  # department sales last year, as `last_year`
+    "dept_year_before": _LIST,  # department sales of the year before it
     "dept_before": _LIST,  # mean weekly department sales of the windows before last year's week t, by window
     "store_last_year": _LIST,
+    "store_year_before": _LIST,
     "store_before": _LIST,
 }
 
@@ -110,8 +119,8 @@ FEATURE_GROUPS: Final[dict[str, tuple[str, ...]]] = {
 # Ours, of the seasonal view; what is planned ahead ("planned") differs by dataset.
 SEASONAL_GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "level": ("scale", "deviation", "market_level", "recent", "level", "denoise_error", "naive_error", "naive_bias"),
-    "growth": ("growth_now", "growth_ago"),
-    "last year": ("last_year", "denoised_last_year"),
+    "growth": ("growth_now", "growth_ago", "growth_before_now", "growth_before_ago"),
+    "last year": ("last_year", "denoised_last_year", "denoised_year_before"),
     "pooled": tuple(name for name in SEASONAL_FEATURES if name.startswith(("dept_", "store_", "total_"))),
 }
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 # What compares years is null until last year's weeks before the target are known, too: from fewer it is mostly noise.
 LEAD_IN = 4  # weeks
 THIS_YEAR = ("scale", "deviation", "market_level", "recent", "level", "denoise_error")
+GROWTH_WINDOW = 13  # weeks that last year is compared with the year before it
 EFFECT_WINDOW = 13  # weeks that a planned input is compared with
 WEEK = np.timedelta64(7, "D")
 
@@ -149,6 +150,7 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
     row = chosen[local]
     ahead = base[:, None] + np.arange(horizon)
     around = base[:, None] - SEASON + np.arange(-1, horizon + 1)
+    year_before, a_year_ago = around - SEASON, np.maximum(base - SEASON, 0)
     around[around >= base[:, None]] = -1  # with a horizon of a whole season: the base week itself, which is not known
     sales, dept, store = panel.sales[chosen], panel.dept[row], panel.store[row]
     columns: dict[str, Floats] = {
@@ -159,16 +161,25 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
         "level": _windows(sales, local, base),
         "last_year": _at(sales, local, around),
         "denoised_last_year": panel.denoised.around[row, base],
+        "denoised_year_before": np.where(
+            base[:, None] >= SEASON, panel.denoised.around[row, a_year_ago], np.float32(np.nan)
+        ),
         "denoise_error": panel.denoised.error[row, base],
         "dept_last_year": _at(panel.dept_sales, dept, around),
+        "dept_year_before": _at(panel.dept_sales, dept, year_before),
         "dept_before": _windows(panel.dept_sales, dept, base - SEASON),
         "store_last_year": _at(panel.store_sales, store, around),
+        "store_year_before": _at(panel.store_sales, store, year_before),
         "store_before": _windows(panel.store_sales, store, base - SEASON),
     }
     groups = {"": local, "dept_": dept, "store_": store, "total_": np.zeros_like(row)}
+    whole = base >= 2 * SEASON + GROWTH_WINDOW
     for name, group in groups.items():
-        for year, values in zip(("now", "ago"), panel.growth[name], strict=True):
-            columns[f"{name}growth_{year}"] = _windows(values[chosen] if name == "" else values, group, base)
+        for year, pairs in zip(("now", "ago"), panel.growth[name], strict=True):
+            values = pairs[chosen] if name == "" else pairs
+            columns[f"{name}growth_{year}"] = _windows(values, group, base)
+            before = window_mean(values, GROWTH_WINDOW)[group, a_year_ago]
+            columns[f"{name}growth_before_{year}"] = np.where(whole, before, np.nan)
     columns |= _naive_errors(panel, row, base, columns)
     for name, values in columns.items():
         if name not in THIS_YEAR:
@@ -225,23 +236,26 @@ def _planned_columns(panel: Panel, row: Ints, base: Ints, ahead: Ints) -> dict[s
     """What each base week knows of the planned inputs, over the horizon, last year and in the recent weeks.
 
     `planned__effect`: log of how much the plan lifts last year's seasonal pattern, by the estimated effects;
+    `planned__effect_before`: how much last year's plan lifted the pattern of the year before it;
     `planned__level_effect`: the same for the level of the last 13 weeks; `planned__open_days`: opening days.
     """
     if panel.plan is None or panel.effect is None:
         return {}
     past = base[:, None] - np.arange(EFFECT_WINDOW, 0, -1)
-    target, before, recent, recent_before = (
-        panel.plan.at(row, base, week) for week in (ahead, ahead - SEASON, past, past - SEASON)
-    )
-    usual = mean(recent)[:, :, None]  # [P, m, 1]
+    target, before, twice = (panel.plan.at(row, base, ahead - years * SEASON) for years in range(3))
+    usual, *earlier = (
+        mean(panel.plan.at(row, base, past - years * SEASON))[:, :, None] for years in range(3)
+    )  # [P, m, 1]
     effect = panel.effect[base].T[:, :, None]
-    year = np.nan_to_num(target - before) - np.nan_to_num(usual - mean(recent_before)[:, :, None])
+    year = np.nan_to_num(target - before) - np.nan_to_num(usual - earlier[0])
+    last_year = np.nan_to_num(before - twice) - np.nan_to_num(earlier[0] - earlier[1])
     out = {
         "planned__effect": (effect * year).sum(axis=0),
+        "planned__effect_before": (effect * last_year).sum(axis=0),
         "planned__level_effect": (effect * np.nan_to_num(target - usual)).sum(axis=0),
     }
     if panel.open_days is not None:
-        open_recent = recent[panel.open_days]
+        open_recent = panel.plan.at(row, base, past)[panel.open_days]
         usual_days = np.nanmax(np.where(np.isfinite(open_recent), open_recent, 0.0), axis=1, keepdims=True)
         out["planned__open_days"] = np.where(np.isfinite(target[panel.open_days]), target[panel.open_days], usual_days)
     for i, name in enumerate(panel.plan.names):

@@ -3,6 +3,7 @@
 The recipe, with what each part is worth on real data: docs/LOG.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ CANDIDATE_BOUND = 3.0  # units
 SMALLEST = 1e-4  # of the market's level: the least scale of a series
 CLOSED = 1e-30  # unit of a week without opening days, whose forecast is 0
 ANCHOR_WINDOWS = (4, 8, 13, 26)  # weeks; the anchor is their mean: none of them is best everywhere
+BEFORE = "before:"  # prefix of what is known of the year before last year
 EASTER_WEEKS = (-2, -1, 0, 1)  # weeks since Easter's that have an input of their own: shops feel the ones before it
 PLACE = {weeks: i for i, weeks in enumerate(WINDOWS)}
 
@@ -59,12 +61,14 @@ class _Parts:
 def build(rows: Columns, weeks: NDArray[np.datetime64], calendar: Calendar) -> Prepared:
     """anchor = 0.6 * last year's reconstruction * damped growth + 0.4 * recent level * department profile."""
     horizon = weeks.shape[1]
-    shift = per_week(weeks, _named_shift, calendar)[""].astype(np.float32)
-    parts = _parts(rows, horizon, shift)
+    shifts = per_week(weeks, _shifts, calendar)
+    parts = _parts(rows, horizon, *(shifts[name].astype(np.float32) for name in ("last_year", "year_before")))
     anchor, fallback = _anchor(parts)
     unit = positive((np.abs(anchor) + parts.scale[:, None]) / 2)
     step = _candidates(rows, parts, anchor, unit) | _step_inputs(rows, parts, anchor, horizon)
-    step |= horizon_inputs(weeks.shape) | per_week(weeks, _week_inputs, calendar) | _planned_inputs(rows, horizon)
+    step |= horizon_inputs(weeks.shape) | _planned_inputs(rows, horizon)
+    known = np.isfinite(_around(rows, "denoised_year_before", horizon)[1] * _catch_up(rows, ""))
+    step |= _averaged(per_week(weeks, _week_inputs, calendar), known)
     days = lists(rows, "planned__open_days", horizon) if "planned__open_days" in rows else np.float32(1.0)
     return Prepared(_base_inputs(rows, parts), step, anchor * days, np.maximum(unit * days, CLOSED), fallback)
 
@@ -92,8 +96,11 @@ def date_shift(weeks: NDArray[np.datetime64], calendar: Calendar) -> NDArray[np.
     return shift
 
 
-def _named_shift(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str, NDArray[np.float64]]:
-    return {"": date_shift(weeks, calendar)}
+def _shifts(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str, NDArray[np.float64]]:
+    """How far the same dates lie from the week 52 weeks earlier, and from the one 104 weeks earlier."""
+    last_year = date_shift(weeks, calendar)
+    source = weeks - SEASON * WEEK - np.trunc(last_year).astype(np.int64) * WEEK
+    return {"last_year": last_year, "year_before": np.clip(last_year + date_shift(source, calendar), -1, 1)}
 
 
 def headline(calendar: Calendar) -> tuple[str, ...]:
@@ -115,48 +122,66 @@ def _growth(rows: Columns, prefix: str) -> dict[int, Array]:
     return {weeks: bounded[:, place] for weeks, place in PLACE.items()}
 
 
+def _catch_up(rows: Columns, prefix: str) -> Array:
+    """Growth from the year before last year to last year, [n, 1]; NaN unless it was seen in 13 weeks of both."""
+    now, ago = (rows[f"{prefix}growth_before_{year}"].astype(np.float32) for year in ("now", "ago"))
+    return np.where(now > 0, np.clip(_ratio(now, ago), *GROWTH_BOUNDS), np.float32(np.nan))[:, None]
+
+
 def _around(rows: Columns, name: str, horizon: int) -> tuple[Array, Array, Array]:
     """Last year's values one week before, in, and one week after each target week, [n, H] each."""
     values = lists(rows, name, horizon + 2)
     return values[:, :horizon], values[:, 1 : horizon + 1], values[:, 2:]
 
 
-def _parts(rows: Columns, horizon: int, shift: Array) -> _Parts:
+def _parts(rows: Columns, horizon: int, shift: Array, shift_before: Array) -> _Parts:
     market = rows["market_level"].astype(np.float32)
     scale = np.fmax(rows["scale"].astype(np.float32), SMALLEST * market)
     level = lists(rows, "level", len(WINDOWS))
-    dept, store = (_profiles(rows, group, horizon, shift) for group in ("dept", "store"))
+    growth = _growth(rows, "")
+    dept, store = (_profiles(rows, group, horizon, shift, shift_before) for group in ("dept", "store"))
     profile = first_known(dept, store)
     year, smooth = (_around(rows, name, horizon) for name in ("last_year", "denoised_last_year"))
     lifts = (
         np.exp(lists(rows, name, horizon)) if name in rows else np.float32(1.0)
-        for name in ("planned__effect", "planned__level_effect")
+        for name in ("planned__effect", "planned__effect_before", "planned__level_effect")
     )
-    lift, level_lift = (np.clip(np.nan_to_num(values, nan=1.0), 0.1, 10.0) for values in lifts)
+    lift, lift_before, level_lift = (np.clip(np.nan_to_num(values, nan=1.0), 0.1, 10.0) for values in lifts)
+    catch_up = _catch_up(rows, "") * lift_before
+    before = [values * catch_up for values in _around(rows, "denoised_year_before", horizon)]
+    same_dates_before = _same_dates(before, shift_before)
     return _Parts(
         scale=np.asarray(positive(np.nan_to_num(scale)), np.float32),
-        growth=_growth(rows, ""),
+        growth=growth,
         level={weeks: level[:, place] for weeks, place in PLACE.items()},
         profile={weeks: profile[:, place] for weeks, place in PLACE.items()},
         store_profile=store[:, PLACE[13]],
-        year=_same_dates(year, shift),
-        around=year,
-        smooth=_same_dates(smooth, shift),
-        smooth_week=smooth[1],
+        year=both_years(_same_dates(year, shift), same_dates_before),
+        around=(both_years(year[0], before[0]), both_years(year[1], before[1]), both_years(year[2], before[2])),
+        smooth=both_years(_same_dates(smooth, shift), same_dates_before),
+        smooth_week=both_years(smooth[1], before[1]),
         lift=lift,
         level_lift=level_lift,
     )
 
 
-def _same_dates(around: tuple[Array, Array, Array], shift: Array) -> Array:
+def both_years(last: Array, before: Array) -> Array:
+    """Their mean; where the year before is not known, last year alone."""
+    return np.asarray(np.where(np.isfinite(before), (last + before) / 2, last))
+
+
+def _same_dates(around: Sequence[Array], shift: Array) -> Array:
     """Last year's values on the target week's dates: from the two weeks that held them."""
     before, same, after = around
     return np.asarray(same + np.abs(shift) * np.nan_to_num(np.where(shift < 0, after, before) - same))
 
 
-def _profiles(rows: Columns, group: str, horizon: int, shift: Array) -> Array:
+def _profiles(rows: Columns, group: str, horizon: int, shift: Array, shift_before: Array) -> Array:
     """Last year's sales of a group on the target's dates over its means before the base week, [n, windows, H]."""
-    year = _same_dates(_around(rows, f"{group}_last_year", horizon), shift)
+    year = both_years(
+        _same_dates(_around(rows, f"{group}_last_year", horizon), shift),
+        _same_dates(_around(rows, f"{group}_year_before", horizon), shift_before) * _catch_up(rows, f"{group}_"),
+    )
     before = lists(rows, f"{group}_before", len(WINDOWS))
     return np.clip(_ratio(year[:, None], before[:, :, None]), *PROFILE_BOUNDS)
 
@@ -251,9 +276,19 @@ def _step_inputs(rows: Columns, parts: _Parts, anchor: Array, horizon: int) -> d
     }
 
 
+def _averaged(named: dict[str, Array], known: NDArray[np.bool_]) -> dict[str, Array]:
+    """Inputs of last year's week as the mean of both years' where both are averaged in last year's sales, too."""
+    out = {name: values for name, values in named.items() if not name.startswith(BEFORE)}
+    for name, values in named.items():
+        if name.startswith(BEFORE):
+            last = out[name.removeprefix(BEFORE)]
+            out[name.removeprefix(BEFORE)] = np.where(known, (last + values) / 2, last)
+    return out
+
+
 def _week_inputs(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str, NDArray[Any]]:
     """The calendar of target weeks and of the same weeks last year."""
-    last_year = weeks - SEASON * WEEK
+    last_year, year_before = weeks - SEASON * WEEK, weeks - 2 * SEASON * WEEK
     held = holidays_in_week(weeks, calendar)
     offset, offset_last_year = easter_offset(weeks, calendar), easter_offset(last_year, calendar)
     return (
@@ -262,6 +297,8 @@ def _week_inputs(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str,
         | {f"holiday:easter_last_year_{k:+d}": offset_last_year == k for k in EASTER_WEEKS}
         | {"calendar:month_start_days": month_start_days(weeks)}
         | {"calendar:month_start_days_last_year": month_start_days(last_year)}
+        | {f"{BEFORE}holiday:easter_last_year_{k:+d}": easter_offset(year_before, calendar) == k for k in EASTER_WEEKS}
+        | {f"{BEFORE}calendar:month_start_days_last_year": month_start_days(year_before)}
     )
 
 

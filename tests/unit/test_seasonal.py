@@ -120,13 +120,17 @@ def expected(history: History, store: int, dept: int, b: int, horizon: int) -> d
         for year_name, index in (("now", 0), ("ago", 1)):
             pooled = pool([pair[index] for pair in pairs])
             out[f"{name}growth_{year_name}"] = [average(before(pooled, b, k)) for k in WINDOWS]
+            # A year ago, if there were 13 weeks with a year before them.
+            out[f"{name}growth_before_{year_name}"] = average(before(pooled, b - 52, 13)) if b >= 117 else None
     for name in ("dept_", "store_"):
         pooled = pool(groups[name])
         out[f"{name}last_year"] = [at(pooled[:b], b - 53 + i) for i in range(horizon + 2)]
+        out[f"{name}year_before"] = [at(pooled[:b], b - 105 + i) for i in range(horizon + 2)]
         out[f"{name}before"] = [average(before(pooled, b - 52, k)) for k in WINDOWS]
     if b < 56:  # too little of last year
         this_year = ("scale", "deviation", "market_level", "recent", "level")
-        out = {name: x if name in this_year else [None] * len(x) for name, x in out.items()}
+        out = {name: x if name in this_year or x is None else [None] * len(x) for name, x in out.items()}
+    del out["total_growth_before_now"], out["total_growth_before_ago"]
     return out
 
 
@@ -138,17 +142,17 @@ def same(found: object, wanted: object) -> bool:
     return bool(np.isclose(found, wanted, rtol=1e-4, atol=1e-3))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 52]))
 def test_every_cell_equals_its_definition(seed: int, horizon: int) -> None:
-    history = some_history(seed)
+    length = 125
+    history = some_history(seed, weeks=length)
     rows = table(history, horizon=horizon)
-    length = 75
     for (store, dept), values in history.items():
         begin = next((week for week, x in enumerate(values) if x is not None), None)
         present = [b for (s, d, b) in rows if (s, d) == (store, dept)]
         assert present == ([] if begin is None else list(range(begin, length + 1)))
-        for b in present[seed % 7 :: 7]:
+        for b in present[seed % 13 :: 13]:
             for name, wanted in expected(history, store, dept, b, horizon).items():
                 found = rows[store, dept, b][name]
                 assert same(found, wanted), (name, store, dept, b, found, wanted)
@@ -160,20 +164,24 @@ def slow_reconstruction(matrix: np.ndarray, b: int) -> np.ndarray:
     return left[:, :8] * values[:8] @ right[:8]
 
 
-@pytest.mark.parametrize("stores", [9, 90])  # fewer and more series than weeks
+@pytest.mark.parametrize("stores", [9, 130])  # fewer and more series than weeks
 def test_reconstruction_is_the_truncated_svd(stores: int) -> None:
     random = np.random.default_rng(3)
-    weeks, horizon = 70, 4
+    weeks, horizon = 110, 4
     matrix = 100 + 10 * random.standard_normal((stores, weeks))
     history: History = {(i + 1, 7): matrix[i].tolist() for i in range(stores)}
     rows = table(history, horizon=horizon)
-    for b in (20, 56, 60, 64, 69, 70):
+    for b in (20, 56, 60, 64, 69, 70, 104, 110):
         smooth = slow_reconstruction(matrix, b)
+        a_year_ago = slow_reconstruction(matrix, b - 52) if b > 56 else None
         growth = {}
         for i in range(stores):
             row = rows[i + 1, 7, b]
             wanted = [smooth[i, b - 53 + k] if b >= 56 else None for k in range(horizon + 2)]
             assert same(row["denoised_last_year"], wanted)
+            weeks_before = [b - 105 + k for k in range(horizon + 2)]
+            wanted = [a_year_ago[i, week] if week >= 0 and a_year_ago is not None else None for week in weeks_before]
+            assert same(row["denoised_year_before"], wanted)
             error = np.abs(matrix[i, :b] - smooth[i])[max(b - 52, 0) :].mean()
             np.testing.assert_allclose(row["denoise_error"], error, rtol=1e-3)
             now, ago = matrix[i, max(b - 13, 52) : b].sum(), matrix[i, max(b - 65, 0) : max(b - 52, 0)].sum()
@@ -208,10 +216,10 @@ def test_gaps_are_filled_with_level_times_the_week_of_the_department() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 74), st.booleans())
+@given(st.integers(0, 2**32 - 1), st.integers(1, 124), st.booleans())
 def test_nothing_leaks(seed: int, week: int, many: bool) -> None:
     """Changing any sales at week t or later changes no cell of any row up to and including t."""
-    history = some_history(seed, stores=12 if many else 3, depts=1 if many else 2)
+    history = some_history(seed, stores=12 if many else 3, depts=1 if many else 2, weeks=125)
     random = np.random.default_rng(seed + 1)
     changed = {
         key: [
@@ -285,35 +293,58 @@ def relative(value: float | None, anchor_value: float, unit: float) -> float:
 
 
 def on_dates(values: list[float | None], h: int, shift: float) -> float | None:
-    """Last year's values of week t-53 (place h) and t-52 (place h + 1), by the days that belong to the target."""
-    before, same = values[h], values[h + 1]
+    """Values of a year's weeks beside the target's (places h, h + 1, h + 2), by the days that belong to the target."""
+    same, other = values[h + 1], values[h + 2] if shift < 0 else values[h]
     if same is None:
         return None
-    return same if before is None else (1 - shift) * same + shift * before
+    return same if other is None else (1 - abs(shift)) * same + abs(shift) * other
 
 
-def profile(row: dict[str, Any], h: int, shift: float, weeks_back: int) -> float | None:
+def both(last: float | None, before: float | None, catch_up: float | None) -> float | None:
+    """The mean of last year's sales and those of the year before at last year's level."""
+    return last if None in (last, before, catch_up) else (last + before * catch_up) / 2
+
+
+def catch_up(row: dict[str, Any], prefix: str = "") -> float | None:
+    now, ago = row[f"{prefix}growth_before_now"], row[f"{prefix}growth_before_ago"]
+    if now is not None and ago is not None and now > 0 and ago > 0:
+        return bounded(now / ago, 0.3, 3.0)
+    return None
+
+
+Shifts = tuple[float, float]  # of last year's dates and of the year before
+
+
+def shifts_of(week: date) -> Shifts:
+    last = shift_of(week)
+    before = shift_of(week - timedelta(weeks=52 + int(last)))
+    return last, min(max(last + before, -1.0), 1.0)
+
+
+def profile(row: dict[str, Any], h: int, shifts: Shifts, weeks_back: int) -> float | None:
     for group in ("dept", "store"):
-        year = on_dates(row[f"{group}_last_year"], h, shift)
+        before_it = on_dates(row[f"{group}_year_before"], h, shifts[1])
+        year = both(on_dates(row[f"{group}_last_year"], h, shifts[0]), before_it, catch_up(row, f"{group}_"))
         before = row[f"{group}_before"][WINDOWS.index(weeks_back)]
         if year is not None and before is not None and before > 0:
             return bounded(year / before, 0.0, 20.0)
     return None
 
 
-def anchor(row: dict[str, Any], h: int, shift: float) -> tuple[float, int]:
+def anchor(row: dict[str, Any], h: int, shifts: Shifts) -> tuple[float, int]:
     """The definition in docs/LOG.md."""
     levels = [row["level"][WINDOWS.index(k)] for k in (13, 26, 52)]
     level = next((x for x in levels if x is not None), None)
     if level is None:
         return 0.0, LEVEL
-    smooth = on_dates(row["denoised_last_year"], h, shift)
+    before_it = on_dates(row["denoised_year_before"], h, shifts[1])
+    smooth = both(on_dates(row["denoised_last_year"], h, shifts[0]), before_it, catch_up(row))
     products = []
     for k in (4, 8, 13, 26):
-        mine, pro = row["level"][WINDOWS.index(k)], profile(row, h, shift, k)
+        mine, pro = row["level"][WINDOWS.index(k)], profile(row, h, shifts, k)
         if mine is not None and pro is not None:
             products.append(mine * pro)
-    year, pro = row["level"][WINDOWS.index(52)], profile(row, h, shift, 52)
+    year, pro = row["level"][WINDOWS.index(52)], profile(row, h, shifts, 52)
     profiled = sum(products) / len(products) if products else None if pro is None else year * pro
     if smooth is not None:
         mean_growth = math.exp(sum(math.log(growth(row, k)) for k in (4, 8, 13, 26)) / 4)
@@ -327,25 +358,28 @@ def anchor(row: dict[str, Any], h: int, shift: float) -> tuple[float, int]:
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_anchor_unit_and_candidates(seed: int) -> None:
-    frame = with_store(seasonal_features(sales_of(some_history(seed, weeks=80)), horizon=H))
+    """Some rows of every series, over two years and a half."""
+    frame = with_store(seasonal_features(sales_of(some_history(seed, weeks=130)), horizon=H))
     found = built(frame)
+    assert (frame["denoised_year_before"].list.drop_nulls().list.len() > 0).any()
     step = {name: found.step[:, :, i] for i, name in enumerate(found.step_names)}
     base = {name: found.base[:, i] for i, name in enumerate(found.base_names)}
-    for i in range(seed % 5, frame.height, 5):
+    for i in range(seed % 9, frame.height, 9):
         row = frame.row(i, named=True)
         scale = max(row["scale"] or 0.0, 1e-4 * (row["market_level"] or 0.0)) or 1.0
         assert base["growth:own_13"][i] == pytest.approx(math.log(growth(row, 13)), abs=1e-4)
         assert base["pooled:dept_growth_8"][i] == pytest.approx(math.log(growth(row, 8, "dept_")), abs=1e-4)
         for h in range(H):
             week = row[TIMESTAMP].date() + timedelta(weeks=h)
-            shift = float(date_shift(np.array([week], "datetime64[D]"), CALENDAR)[0])
-            expected, kind = anchor(row, h, shift)
+            shifts = shifts_of(week)
+            expected, kind = anchor(row, h, shifts)
             unit = (abs(expected) + scale) / 2
             assert found.fallback[i, h] == kind
             assert found.anchor[i, h] == pytest.approx(expected, rel=1e-4, abs=1e-3)
             assert found.unit[i, h] == pytest.approx(unit, rel=1e-4)
-            year = on_dates(row["last_year"], h, shift)
-            pro = profile(row, h, shift, 8)
+            before_it = on_dates(row["denoised_year_before"], h, shifts[1])
+            year = both(on_dates(row["last_year"], h, shifts[0]), before_it, catch_up(row))
+            pro = profile(row, h, shifts, 8)
             level = row["level"][WINDOWS.index(8)]
             for name, value in (
                 ("last_year:same_dates", year),
@@ -413,6 +447,23 @@ def test_without_a_year_of_history_the_level_is_used() -> None:
     found = built(frame)
     assert found.fallback.tolist() == [[LEVEL] * H]
     assert found.anchor.tolist() == [[20.0] * H]
+
+
+def test_another_country_has_its_own_holidays_and_follows_them() -> None:
+    """The same rows for Germany: its holidays are inputs, and its moving ones are aligned with last year's."""
+    frame = with_store(seasonal_features(sales_of(some_history(2, weeks=80)), horizon=52)).tail(1)
+    germany = weeks.calendar("DE")
+    found = inputs.build(frame, TRAINING_SERVICE_SEASONAL, 52, germany)
+    assert "holiday:Thanksgiving Day" in built(frame, 52).step_names
+    assert "holiday:Thanksgiving Day" not in found.step_names
+    held = found.step[0, :, found.step_names.index("holiday:German Unity Day")]
+    first = frame[TIMESTAMP].dt.date().item()
+    ends = [first + timedelta(weeks=h) for h in range(52)]
+    assert [bool(x) for x in held] == [end - timedelta(7) < date(end.year, 10, 3) <= end for end in ends]
+    # Easter Monday was on 2024-04-01 and 51 weeks earlier on 2023-04-10: a holiday there, none in the US.
+    week = np.array([date(2024, 4, 5)], "datetime64[D]")
+    assert date_shift(week, germany)[0] == -1.0
+    assert date_shift(week, CALENDAR)[0] == pytest.approx(2 / 7)
 
 
 def test_lists_too_short_for_the_horizon() -> None:
