@@ -198,9 +198,7 @@ def run_backtest(
     ] = None,
     service: ServiceOption = TRAINING_SERVICE_SEASONAL,
     seeds: SeedsOption = 1,
-    refit: Annotated[
-        bool, typer.Option("--refit/--no-refit", help="Train at every cutoff, or at the first one only.")
-    ] = True,
+    no_refit: Annotated[bool, typer.Option("--no-refit", help="Train at the first cutoff only.")] = False,
     others: Annotated[
         str | None, typer.Option("--with", help="Other methods (extra `bench`): lightgbm,mstl,svd.")
     ] = None,
@@ -220,7 +218,7 @@ def run_backtest(
             config_of(service, horizon, seeds),
             dates_of(cutoffs) if cutoffs else None,
             out or work.backtest,
-            refit=refit,
+            refit=not no_refit,
             with_others=names_of(others),
         )
     show.scores(evaluate.scores(frame), as_json)
