@@ -59,7 +59,10 @@ class _Parts:
 
 
 def build(rows: Columns, weeks: NDArray[np.datetime64], calendar: Calendar) -> Prepared:
-    """anchor = 0.6 * last year's reconstruction * damped growth + 0.4 * recent level * department profile."""
+    """anchor = 0.6 * last year's reconstruction * damped growth + 0.4 * recent level * department profile.
+
+    Wherever last year's sales are used, they are the mean of last year's and, at last year's level, the year before's.
+    """
     horizon = weeks.shape[1]
     shifts = per_week(weeks, _shifts, calendar)
     parts = _parts(rows, horizon, *(shifts[name].astype(np.float32) for name in ("last_year", "year_before")))
