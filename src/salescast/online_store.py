@@ -8,6 +8,7 @@
 A write replaces the whole row of an entity. Feature types: numbers, strings, booleans and lists of them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,7 +87,7 @@ class RowOnlineStore(OnlineStore):  # type: ignore[misc]
         types = {feature.name: feature.dtype.to_value_type() for feature in table.features}
         records = [found[key][1] for key in keys if key in found]
         columns = {
-            name: iter(python_values_to_proto_values([record.get(name) for record in records], types[name]))
+            name: iter(python_values_to_proto_values([_nan(record.get(name)) for record in records], types[name]))
             for name in (requested_features or types)
         }
         return [
@@ -124,6 +125,11 @@ def _json(values: dict[str, Value]) -> str:
     # 32-bit numbers in the fewest digits that give them back; NaN becomes null: both mean missing.
     plain = {name: _plain(value) for name, value in values.items()}
     return orjson.dumps(plain, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
+def _nan(value: Any) -> Any:
+    """NaN for what is missing in a list: protobuf lists know no null, and Feast would make it a zero."""
+    return [math.nan if part is None else part for part in value] if isinstance(value, list) else value
 
 
 def _plain(value: Value) -> Any:

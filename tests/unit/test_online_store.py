@@ -11,12 +11,13 @@ import polars as pl
 import pytest
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.protos.feast.types.Value_pb2 import FloatList, Value
+from feast.type_map import python_values_to_proto_values
 from feast.types import Array, Float32, Int32, Int64, String
 from hypothesis import given
 from hypothesis import strategies as st
 
 from salescast.online import OnlineReader, open_database
-from salescast.online_store import _json
+from salescast.online_store import _json, _nan
 
 COLUMNS = {"number": Float32, "count": Int32, "size": Int64, "kind": String, "weeks": Array(Float32)}
 TYPES = {
@@ -141,3 +142,9 @@ def test_nan_is_missing_and_other_types_keep_their_values() -> None:
     assert orjson.loads(_json(record)) == {
         "nan": None, "list": [1.0, None], "int": 2**53 + 1, "text": 'a"ü', "double": 0.1, "flag": False,
     }  # fmt: skip
+
+
+def test_what_is_missing_in_a_list_is_no_zero_for_feast() -> None:
+    found = python_values_to_proto_values([_nan([None, 1.0]), _nan(None)], ValueType.FLOAT_LIST)
+    assert math.isnan(found[0].float_list_val.val[0]) and found[0].float_list_val.val[1] == 1.0
+    assert found[1].WhichOneof("val") is None
