@@ -105,7 +105,7 @@ class Chain:
         for folder in (self.work, self.root / "generated"):
             shutil.rmtree(folder, ignore_errors=True)
             if (snapshot / folder.name).exists():
-                shutil.copytree(snapshot / folder.name, folder)
+                shutil.copytree(snapshot / folder.name, folder, dirs_exist_ok=True)
 
     def keep(self, snapshot: Path) -> None:
         for folder in (self.work, self.root / "generated"):

@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
+import sysconfig
 import tomllib
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ FLOORS = {
     "aiohttp": ("3.12.14", "CVE-2025-53643: request smuggling"),
     "cryptography": ("44.0.1", "CVE-2024-12797: OpenSSL raw public keys"),
 }
+
+
+def distribution(name: str) -> Distribution:
+    """What pip has installed: Ray brings copies of its own, and puts them first on the path."""
+    found = list(Distribution.discover(name=name, path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]))
+    if not found:
+        raise PackageNotFoundError(name)
+    return found[0]
 
 
 def needed(requirements: list[str]) -> set[str]:
