@@ -12,9 +12,10 @@ from feast_asof.errors import AsofError
 CERTIFICATES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 SECONDS = 10
 
-# A busy head can be too slow to start the process that serves a client, or find its port taken: the next may be free.
+# A busy head can be too slow to start the process that serves a client, find its port taken, or trip over one that has
+# just ended (psutil.ZombieProcess): the next may be free.
 retry = tenacity.retry(
-    retry=tenacity.retry_if_exception_message(match="(?s).*Starting Ray client server failed"),
+    retry=tenacity.retry_if_exception_message(match="(?s).*(Starting Ray client server failed|psutil.ZombieProcess)"),
     stop=tenacity.stop_after_attempt(3),
     wait=tenacity.wait_fixed(2),
     reraise=True,

@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from feast_asof.errors import AsofError
+from feast_asof.parquet import FileWriter, table_file
 
 PART_ROWS = 1 << 22  # rows of one file of a dataset
 
@@ -53,7 +54,7 @@ def _sync(path: Path) -> None:
 def parquet(table: pa.Table, path: Path) -> None:
     """Write one Parquet file, atomically."""
     with whole(path) as beside:
-        pq.write_table(table, beside, compression="zstd")
+        table_file(table, beside)
 
 
 def dataset(table: pa.Table, folder: Path) -> list[Path]:
@@ -63,7 +64,7 @@ def dataset(table: pa.Table, folder: Path) -> list[Path]:
     with whole(folder) as beside:
         beside.mkdir()
         for name, start in zip(names, starts, strict=True):
-            pq.write_table(table.slice(start, PART_ROWS), beside / name, compression="zstd")
+            table_file(table.slice(start, PART_ROWS), beside / name)
     return [folder / name for name in names]
 
 
@@ -85,7 +86,7 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 def merge(parts: list[Path], target: Path) -> None:
     """Concatenate Parquet files, row group by row group, into one that appears when complete."""
-    with whole(target) as beside, pq.ParquetWriter(beside, pq.read_schema(parts[0]), compression="zstd") as writer:
+    with whole(target) as beside, FileWriter(beside, pq.read_schema(parts[0]), compression="zstd") as writer:
         for part in parts:
             with pq.ParquetFile(part) as source:
                 for group in range(source.num_row_groups):

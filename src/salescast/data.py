@@ -20,8 +20,8 @@ from typing import Any, Final, Self
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from feast_asof.parquet import FileWriter
 from salescast import demo
 from salescast.errors import UserError
 from salescast.files import replace_dir, sha256
@@ -131,10 +131,10 @@ def replacing(out: Path) -> Iterator[Path]:
         raise UserError(f"cannot write the dataset to {out}: {error.strerror or error}; give another folder") from None
 
 
-def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def parquet_writer(path: Path, schema: pa.Schema) -> FileWriter:
     """Compressed; dictionaries only where values repeat: trying them on measured values takes most of the time."""
     repeating = [field.name for field in schema if not pa.types.is_floating(field.type)]
-    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, use_dictionary=repeating)
+    return FileWriter(path, schema, compression="zstd", compression_level=1, use_dictionary=repeating)
 
 
 class Writer:

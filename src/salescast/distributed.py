@@ -26,8 +26,9 @@ from salescast.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# How long a rank waits for the others: in a collective, and for rank 0 to retrieve the training set before the start.
-DEADLINE = timedelta(minutes=30)
+# How long a rank waits for the others: before the start, when rank 0 may still retrieve the training set, and in a
+# collective. That one ends the wait for a node that fell silent; the ranks' shards are of one size, as is their work.
+DEADLINE, COLLECTIVE = timedelta(minutes=30), timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def connect(want: str = "auto") -> Iterator[Group]:
     try:
         shared, *_ = next(rendezvous("env://", timeout=DEADLINE))
         store = PrefixStore(meet(shared, rank, world), shared)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=DEADLINE)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=COLLECTIVE)
     except dist.DistError as error:
         raise UserError(
             f"rank {rank} of {world} did not reach the others in {DEADLINE}: {error}; look at the log of rank 0"

@@ -14,8 +14,8 @@ from typing import Final
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from feast_asof.parquet import FileWriter
 from salescast import contracts, parquet, seasonal, weeks
 from salescast.data import Raw, load, parquet_writer
 from salescast.errors import UserError
@@ -175,7 +175,7 @@ class _ViewFile:
     def __init__(self, path: Path) -> None:
         self.rows = 0
         self._path = path
-        self._writer: pq.ParquetWriter | None = None
+        self._writer: FileWriter | None = None
 
     def write(self, table: pl.DataFrame) -> None:
         self.rows += table.height

@@ -91,7 +91,7 @@ class Sqlite:
                 sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=self.timeout)
             ) as file:
                 return file.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise StoreDownError(f"SQLite {self.path}: {error}") from error
 
     def run(self, sql: str) -> None:

@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feast_asof.parquet import table_file
 from salescast.errors import UserError
 from salescast.files import replace_file, sha256
 
@@ -23,7 +24,7 @@ def write(frame: pl.DataFrame, path: Path) -> None:
     """Write a table as one file, whole or not at all, with a checksum in every page."""
     with replace_file(path) as temporary:
         table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        table_file(table, temporary, write_page_checksum=True)
 
 
 def read(path: Path, remedy: str) -> pl.DataFrame:

@@ -122,7 +122,7 @@ def mlflow_answers(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, UnicodeDecodeError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
             f"MLflow at {uri} does not do it: {reason[:300]}; mend that and run the command again"

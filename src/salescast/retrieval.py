@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feast_asof.parquet import FileWriter
 from salescast import parquet, schema
 from salescast.config import Workdir, settings
 from salescast.errors import UserError
@@ -93,7 +94,13 @@ def _stores() -> Iterator[None]:
 
     from feast_asof.errors import AsofError
 
-    kinds: tuple[type[Exception], ...] = (sqlalchemy.exc.SQLAlchemyError, psycopg.Error, sqlite3.Error, AsofError)
+    kinds: tuple[type[Exception], ...] = (
+        sqlalchemy.exc.SQLAlchemyError,
+        psycopg.Error,
+        sqlite3.Error,
+        UnicodeDecodeError,
+        AsofError,
+    )
     if "ray" in sys.modules:
         from ray.exceptions import RayError
 
@@ -221,7 +228,7 @@ def write_training_set(table: pa.Table, path: Path, group_rows: int = 32_768) ->
     """Write rows sorted by keys in row groups of about `group_rows` that never cut a series in two."""
     keys = pl.DataFrame(table.select(list(schema.KEYS)))
     starts = keys.select(pl.struct(schema.KEYS).rle_id()).to_series().to_numpy()
-    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+    with FileWriter(path, table.schema, compression="zstd") as writer:
         begin = 0
         while begin < len(starts):
             end = min(begin + group_rows, len(starts))

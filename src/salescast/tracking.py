@@ -4,6 +4,7 @@ The training appends events to a journal on disk; a process beside it sends them
 stopped when the server was away. `python -m salescast.tracking JOURNAL` sends what is left.
 """
 
+import errno
 import json
 import logging
 import os
@@ -62,7 +63,7 @@ def _check_sqlite(path: Path) -> None:
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as file:
             found = file.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # what is damaged may be a name
         found = str(error)
     if found != "ok":
         found = " ".join(str(found).split())
@@ -81,14 +82,12 @@ def run_id(plan: Plan) -> str | None:
 
 
 class Journal:
-    """Appends events to `folder`; each is on disk when the call returns."""
+    """Appends events to `folder`; each is on disk when the call returns, or when a full disk has space again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # A kill may have left half a line behind; the reader skips it.
-        self._file = (folder / EVENTS).open("a", buffering=1)
-        if self._file.tell():
-            self._file.write("\n")
+        self._file = (folder / EVENTS).open("ab", buffering=0)
+        self._waiting: list[dict[str, Any]] = []
 
     def params(self, values: dict[str, Any]) -> None:
         self._append(kind="params", values={name: str(value) for name, value in values.items()})
@@ -107,10 +106,22 @@ class Journal:
         self._append(kind="tags", values=made.tags())
 
     def end(self, status: str) -> None:
+        """The last event. Raises UserError if a full disk has kept any event from the journal."""
         self._append(kind="end", status=status)
+        if self._waiting:
+            raise UserError(f"the journal {self.folder} could not be written; free space and start the same plan again")
 
     def _append(self, **event: Any) -> None:
-        self._file.write(json.dumps(event) + "\n")
+        self._waiting.append(event)
+        try:
+            while self._waiting:
+                # A kill or a full disk may have left half a line behind: the reader skips that, and empty lines.
+                line = f"\n{json.dumps(self._waiting[0])}\n".encode()
+                if self._file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._waiting.pop(0)
+        except OSError as error:
+            logger.warning("the journal %s was not written: %s; training goes on", self.folder, error)
 
 
 @contextmanager
@@ -124,10 +135,13 @@ def tracked(plan: Plan) -> Iterator[Journal | None]:
         yield None
         return
     check(plan.tracking.uri)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replace_file(folder / TARGET) as temporary:
-        temporary.write_text(json.dumps(asdict(plan.tracking), default=str))
-    journal = Journal(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replace_file(folder / TARGET) as temporary:
+            temporary.write_text(json.dumps(asdict(plan.tracking), default=str))
+        journal = Journal(folder)
+    except OSError as error:
+        raise UserError(f"cannot write the journal {folder}: {error}; free space or give another folder") from None
     journal.params(plan.config.to_dict() | {"data_digest": plan.data_digest, "cutoff": plan.fits[-1].cutoff})
     sender = subprocess.Popen([sys.executable, "-m", __spec__.name, str(folder), "--follow"])
     try:
@@ -268,17 +282,20 @@ def send(folder: Path, follow: bool = False) -> None:
     if not (folder / TARGET).is_file():
         raise UserError(f"no tracking journal in {folder}")
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    parent, sender, told = os.getppid(), Sender(folder), False
+    parent, sender, told, uri = os.getppid(), None, False, _read(folder / TARGET)["uri"]
     while True:
         orphaned = os.getppid() != parent
         try:
+            sender = sender or Sender(folder)
             ended, told = sender.send(), False
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            reason = str(error).partition("\n")[0]
             if not follow or orphaned:
-                raise UserError(f"MLflow at {sender.target.uri} does not take the journal {folder}: {error}") from None
+                raise UserError(f"MLflow at {uri} does not take the journal {folder}: {reason}") from None
             if not told:
-                logger.warning("MLflow at %s is away; the journal is kept and sent later: %s", sender.target.uri, error)
+                logger.warning("MLflow at %s is away; the journal is kept and sent later: %s", uri, reason)
             told = True
             time.sleep(RETRY)
             continue

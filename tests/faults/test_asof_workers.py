@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,16 @@ def address() -> Iterator[str]:
 
 
 def kill_once(marker: Path, victim: Callable[[], int], home: str) -> Callable[[pa.Table], pa.Table]:
-    """A last step of every part that kills a process the first time it runs anywhere but on the driver's own node."""
+    """A last step of every part that kills a process the first time it runs anywhere but on the driver's own node.
+
+    That node waits for it: else, being the first that is ready, it might do all parts before another gets one.
+    """
 
     def finish(table: pa.Table) -> pa.Table:
         if ray.get_runtime_context().get_node_id() == home:
+            end = time.monotonic() + 60
+            while not marker.exists() and time.monotonic() < end:
+                time.sleep(0.05)
             return table
         try:
             marker.touch(exist_ok=False)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,9 +126,10 @@ def test_postgres_down(chain: Chain, happened: Happened, tmp_path: Path) -> None
 
 @contextmanager
 def ray_head(folder: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as probe, socket.socket() as other:
+        for each in (probe, other):
+            each.bind(("127.0.0.1", 0))
+        port, client = probe.getsockname()[1], other.getsockname()[1]
     ray = Path(sys.executable).with_name("ray")
     command = [
         ray,
@@ -139,7 +139,7 @@ def ray_head(folder: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
         f"--port={port}",
         "--num-cpus=1",
         "--include-dashboard=false",
-        "--ray-client-server-port=0",
+        f"--ray-client-server-port={client}",
     ]
     head = subprocess.Popen(
         [*command, f"--temp-dir={folder}", "--object-store-memory=100000000"],
@@ -194,7 +194,9 @@ def test_ray_head_lost(
         assert "Traceback" not in said, said
         parts = list((chain.work / "data" / "training").glob("*/part-*"))
         if process.returncode:
-            assert process.returncode == 1 and said.count("error: ") == 1, said
+            # While it still connects, Ray's own code ends the process, with a line of its own.
+            assert process.returncode == 1, said
+            assert said.count("error: ") + said.count("Failed to register worker to Raylet") == 1, said
             assert not parts, "partial"
         happened("clear error" if process.returncode else "finished before" if late else "right result")
         done = run(arguments)
@@ -266,12 +268,9 @@ def test_network_cut_between_two_ranks(plan_of: Callable[..., Plan], tmp_path: P
             assert time.monotonic() < end
             time.sleep(0.01)
         ip("-n", nodes[0], "link", "set", "cable", "down")
-        timer = threading.Timer(200, lambda: [os.killpg(process.pid, signal.SIGKILL) for process in processes])
-        timer.start()
         for process in processes:
-            said, _ = process.communicate()
-            assert process.returncode != 0, said
-        timer.cancel()
+            said, _ = process.communicate(timeout=400)
+            assert process.returncode > 0, said
         assert not cut.fits[-1].out.exists()
         ip("-n", nodes[0], "link", "set", "cable", "up")
         for process in train_on(nodes, tmp_path / "cut.json"):

@@ -1,8 +1,11 @@
 import http.server
 import json
+import resource
+import sqlite3
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -127,6 +130,47 @@ def test_half_a_line_of_a_killed_run_is_passed_over(tmp_path: Path) -> None:
     assert [event["kind"] for _, event in tracking._unsent(tmp_path)] == ["metrics"]
     tracking.Journal(tmp_path).metrics({"loss": 2.0}, 2)
     assert [event["step"] for _, event in tracking._unsent(tmp_path)] == [1, 2]
+
+
+def test_what_a_full_disk_did_not_take_is_written_when_there_is_space(tmp_path: Path) -> None:
+    journal = tracking.Journal(tmp_path)
+    journal.metrics({"loss": 1.0}, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / tracking.EVENTS).stat().st_size + 9, hard))
+    try:
+        journal.metrics({"loss": 2.0}, 2)
+        with pytest.raises(UserError, match="could not be written; free space and start the same plan again"):
+            journal.end("FAILED")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    journal.metrics({"loss": 3.0}, 3)
+    found = [event for _, event in tracking._unsent(tmp_path)]
+    assert [event.get("step", event["kind"]) for event in found] == [1, 2, "end", 3]
+
+
+def test_a_folder_that_takes_nothing_is_an_error_before_any_work(plan_of: PlanOf, tmp_path: Path) -> None:
+    tracked = plan(plan_of, tmp_path)
+    folder = tracking.journal_folder(tracked)
+    assert folder is not None
+    folder.parent.mkdir(parents=True)
+    folder.write_text("a file in its place")
+    with pytest.raises(UserError, match=r"cannot write the journal .* free space"), tracking.tracked(tracked):
+        pytest.fail("it began")
+
+
+def test_a_name_in_a_damaged_store_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("CREATE TABLE some_table (a NOT NULL)")
+        file.execute("INSERT INTO some_table VALUES (1)")
+        file.execute("PRAGMA writable_schema = 1")
+        file.execute(
+            "UPDATE sqlite_master SET sql = replace(sql, 'some_table', CAST(x'e3ff' AS TEXT)), "
+            "name = CAST(x'e3ff' AS TEXT), tbl_name = CAST(x'e3ff' AS TEXT), rootpage = 77"
+        )
+        file.commit()
+    with pytest.raises(UserError, match="is damaged"):
+        tracking.check(f"sqlite:///{path}")
 
 
 def test_sending_goes_on_behind_what_was_sent(tmp_path: Path) -> None:
