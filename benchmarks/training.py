@@ -214,10 +214,13 @@ def fit_rows(training: Path, root: Path) -> list[tuple[str, str]]:
     for processes in (1, 2):
         wmapes = []
         for seed in (1, 2, 3):
-            _, model = fit(training, root / f"{processes}-{seed}", processes, epochs=10, patience=10, seed=seed)
+            settings = {"epochs": 10, "patience": 10, "seed": seed, "batch_size": CONFIG.batch_size // processes}
+            _, model = fit(training, root / f"{processes}-{seed}", processes, **settings)
             wmapes.append(100 * float(model.metadata.metrics["val_wmape"] or np.nan))
         spread = f"{statistics.mean(wmapes):.2f} % +- {statistics.stdev(wmapes):.2f} (sd of 3 seeds)"
-        table.append((f"held-out WMAPE, {processes} process(es), 10 epochs", spread))
+        table.append(
+            (f"held-out WMAPE, {processes} process(es), 10 epochs, {CONFIG.batch_size} samples a step", spread)
+        )
     return table
 
 
