@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import sqlite3
 import ssl
 import subprocess
@@ -308,8 +309,11 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     os.nice(10)  # training comes first
+    follow = "--follow" in arguments[1:]
+    if follow:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the training, whose end is still to be sent
     try:
-        send(Path(arguments[0]), follow="--follow" in arguments[1:])
+        send(Path(arguments[0]), follow=follow)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
