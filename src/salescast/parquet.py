@@ -17,7 +17,8 @@ from salescast.errors import UserError
 from salescast.files import replace_file, sha256
 
 LISTING: Final = "features.json"  # digests of the feature tables, beside them
-DAMAGED: Final = (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError)
+# Polars panics at a name that is not UTF-8.
+DAMAGED: Final = (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 def write(frame: pl.DataFrame, path: Path) -> None:

@@ -75,3 +75,11 @@ def test_a_sealed_set_is_whole_or_in_doubt(tmp_path: Path) -> None:
     for content in ("", "[]", "{"):
         listing.write_text(content)
         assert parquet.sealed(paths[:1], listing) is None
+
+
+def test_a_name_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write(pl.DataFrame({"some_name": [1]}), path)
+    path.write_bytes(path.read_bytes().replace(b"some_name", b"some\xffname"))
+    with pytest.raises(UserError, match=r"a.parquet is damaged .*; make it again"):
+        parquet.read(path, "make it again")
