@@ -17,7 +17,7 @@ from salescast.errors import UserError
 from salescast.files import replace_file, sha256
 
 LISTING: Final = "features.json"  # digests of the feature tables, beside them
-# Polars panics at a name that is not UTF-8.
+# Polars panics at metadata that is not UTF-8.
 DAMAGED: Final = (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
