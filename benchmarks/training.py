@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -82,9 +83,9 @@ class UsualMLP(nn.Module):
 def usual(samples: Samples, scaler: Scaler, group: Group) -> Callable[[int], int]:
     """An epoch of the usual program; returns how many samples this rank trained on."""
     rows = Rows(samples)
-    model: nn.Module = UsualMLP(scaler, rows.numeric.shape[1], CONFIG)
-    if group.world > 1:
-        model = DistributedDataParallel(model)
+    if group.world == 1:  # ours needs none then; the usual program has DDP always
+        dist.init_process_group("gloo")
+    model = DistributedDataParallel(UsualMLP(scaler, rows.numeric.shape[1], CONFIG))
     # Every rank holds its shard already, so the sampler only shuffles: what it costs is measured, not what it copies.
     sampler = DistributedSampler(rows, num_replicas=1, rank=0, shuffle=True)
     loader = DataLoader(rows, batch_size=CONFIG.batch_size, sampler=sampler, drop_last=True)

@@ -1,7 +1,8 @@
 """Processes that train together: which device and backend they use, and what they agree on.
 
 Every choice is a function of plain values, so it can be tested without the hardware. Control traffic (sums, counts,
-decisions) goes over gloo on CPU arrays; only gradients travel over nccl.
+decisions) goes over gloo on CPU arrays; gradients travel over nccl, through the memory of the machine if that holds all
+ranks (`exchange`), or over gloo.
 """
 
 import logging
@@ -9,7 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -22,6 +23,7 @@ from torch import nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
+from salescast import exchange
 from salescast.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Group:
     world: int
     place: Placement
     gradients: dist.ProcessGroup | None = None
+    memory: exchange.SharedMemory | None = None
     parent: int = field(default_factory=os.getppid)
 
     def check_parent(self) -> None:
@@ -126,6 +129,7 @@ class Group:
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network as it is trained: gradients averaged over the ranks, compiled where that helps."""
+        size = sum(parameter.numel() for parameter in network.parameters())
         if self.world > 1:
             network = nn.parallel.DistributedDataParallel(
                 network,
@@ -134,6 +138,8 @@ class Group:
                 gradient_as_bucket_view=True,
                 static_graph=True,
             )
+            if self.memory and size <= exchange.LARGEST:
+                network.register_comm_hook(self.memory, exchange.average)
         return torch.compile(network, dynamic=False) if self.place.compile else network  # type: ignore[return-value]
 
 
@@ -166,7 +172,9 @@ def connect(want: str = "auto") -> Iterator[Group]:
         if place.backend == "nccl":
             torch.cuda.set_device(local_rank)
         gradients = dist.new_group(backend="nccl") if place.backend == "nccl" else None
-        yield Group(rank, world, place, gradients)
+        together = place.backend == "gloo" and local_world == world
+        with exchange.share(rank, world, COLLECTIVE) if together else nullcontext() as memory:
+            yield Group(rank, world, place, gradients, memory)
     finally:
         dist.destroy_process_group()
 
