@@ -126,7 +126,7 @@ def _offer(listener: socket.socket, folder: ExitStack, world: int) -> tuple[str 
         memory = os.memfd_create("gradients")
         os.ftruncate(memory, _size(world))
     except OSError as error:
-        logger.info("gradients go over this machine's network, not through its memory: %s", error)
+        logger.warning("gradients go over this machine's network, which is slower than its memory: %s", error)
         return None, -1
     return address, memory
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 
-def run(tmp_path: Path, world: int, what: str) -> None:
+def run(tmp_path: Path, world: int, what: str) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     program = [str(Path(__file__).with_name("exchange_ranks.py")), str(tmp_path), what]
     done = subprocess.run([*command, *program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -28,7 +29,8 @@ def test_every_rank_gets_the_same_bits_and_they_are_the_mean(tmp_path: Path, wor
 
 
 def test_a_machine_without_room_is_known_to_every_rank(tmp_path: Path) -> None:
-    run(tmp_path, 2, "refused")
+    told = run(tmp_path, 2, "refused")
+    assert told.count("gradients go over this machine's network, which is slower than its memory") == 1
 
 
 def test_a_rank_that_ends_is_noticed_at_once(tmp_path: Path) -> None:
