@@ -194,7 +194,7 @@ def run_backtest(
     cutoffs: CutoffsOption = None,
     horizon: HorizonOption = 8,
     out: Annotated[
-        Path | None, typer.Option(help="Parquet file to write.", show_default="WORKDIR/backtest.parquet")
+        Path | None, typer.Option(help="File to write: .csv, .parquet, .xlsx.", show_default="WORKDIR/backtest.parquet")
     ] = None,
     service: ServiceOption = TRAINING_SERVICE_SEASONAL,
     seeds: SeedsOption = 1,
@@ -291,7 +291,8 @@ def show_forecast(
     weeks: HorizonOption = 8,
     every: Annotated[bool, typer.Option("--all", help="Every series, to a file.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Parquet file for --all.", show_default="WORKDIR/forecasts.parquet")
+        Path | None,
+        typer.Option(help="File for --all: .csv, .parquet, .xlsx.", show_default="WORKDIR/forecasts.parquet"),
     ] = None,
     draw: Annotated[bool, typer.Option("--draw", help="Draw history and forecast.")] = False,
     as_json: JsonOption = False,
@@ -308,6 +309,8 @@ def show_forecast(
         path = out or work.forecasts
         show.result(f"{count:,} forecasts in {path}", {"forecasts": count, "file": path}, as_json)
         return
+    if out is not None:
+        raise UserError("--out takes the forecasts of every series; give --all with it")
     if store is None:
         raise UserError("which store? give --store (and --dept), or --all for every series")
     rows = forecast.one(work, store, dept, weeks)

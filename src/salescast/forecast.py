@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.text import Text
 
-from salescast import bundle, parquet, schema
+from salescast import bundle, parquet, schema, tables
 from salescast.bundle import Bundle
 from salescast.config import Workdir
 from salescast.errors import UserError
@@ -53,14 +53,15 @@ def forecast_all(workdir: Workdir, model_dir: Path | None = None) -> pl.DataFram
 
 
 def write_all(workdir: Workdir, out: Path, model_dir: Path | None = None) -> int:
-    """Write `forecast_all` to a Parquet file; returns the number of its rows.
+    """Write `forecast_all` to a file in the format of its name (`tables.write`); returns the number of its rows.
 
     The workdir's own forecasts are also kept by their first week, for `salescast monitor`.
     """
+    tables.check_target(out)
     frame = forecast_all(workdir, model_dir)
     if out == workdir.forecasts:
         parquet.write(frame, workdir.kept_forecasts / f"{frame['week'].min()!s}.parquet")
-    parquet.write(frame, out)
+    tables.write(frame, out)
     return frame.height
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from salescast import contracts, data, evaluate, features, parquet, schema
+from salescast import contracts, data, evaluate, features, parquet, schema, tables
 from salescast.config import TrainConfig, Workdir, settings
 from salescast.errors import UserError
 from salescast.files import replace_file
@@ -173,10 +173,12 @@ def backtest(
     """Features, retrieval, fits at the cutoffs and backtest, from a dataset folder; the frame also goes to `out`.
 
     Without `refit` the fit at the first cutoff forecasts from all of them, as a model does that is not trained again.
-    `with_others` names methods of `others`. Raises UserError, before any work, for one that cannot be run.
+    `with_others` names methods of `others`. Raises UserError, before any work, for one that cannot be run and for an
+    `out` whose name says no format of `tables.write`.
     """
     from salescast import others, retrieval
 
+    tables.check_target(out)
     others.check(with_others, config.feature_service)
     features_stage(work, raw, config.horizon)
     retrieval.apply(work)
@@ -185,7 +187,7 @@ def backtest(
     if not refit:
         trained = replace(trained, tested=dict.fromkeys(dates, trained.tested[dates[0]]))
     frame, _ = backtest_stage(work, trained, with_others)
-    parquet.write(frame, out)
+    tables.write(frame, out)
     return frame
 
 

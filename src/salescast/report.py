@@ -4,6 +4,8 @@ The file holds all it needs (no network). Plotly draws the charts: it ships its 
 touch and image export. What the file says is computed here (`report_data`); the browser only shows it.
 """
 
+import base64
+import gzip
 import json
 from datetime import date, timedelta
 from pathlib import Path
@@ -19,6 +21,9 @@ from salescast import data, parquet, report_data
 from salescast.config import Workdir
 from salescast.errors import UserError
 from salescast.files import replace_file
+from salescast.schema import KEYS
+
+MAX_FORECASTS: Final = 500_000  # rows that the page holds for its download, about 24 bytes each
 
 MODEL_TITLES: Final = {
     "seasonal_naive": "same week last year",
@@ -34,16 +39,34 @@ def build(workdir: Workdir) -> Path:
     A part whose files are not there is replaced by a sentence that names the command to run. Raises UserError when
     there are no sales, or a file cannot be read.
     """
-    view = report_data.view(_read(workdir))
+    results = _read(workdir)
+    view = report_data.view(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("salescast"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "default": str, "allow_nan": False}
     environment.filters |= {"number": number, "percent": percent, "day": day, "title_of": title_of}
-    page = environment.get_template("report.html").generate(**view, titles=MODEL_TITLES, plotly=Markup(get_plotlyjs()))
+    page = environment.get_template("report.html").generate(
+        **view,
+        all_forecasts=packed(results.forecasts),
+        forecast_rows=0 if results.forecasts is None else results.forecasts.height,
+        titles=MODEL_TITLES,
+        plotly=Markup(get_plotlyjs()),
+    )
     with replace_file(workdir.report) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(page)
     return workdir.report
+
+
+def packed(forecasts: pl.DataFrame | None) -> str | None:
+    """Every forecast as CSV, gzipped, in base64; None where there are none or more than MAX_FORECASTS rows."""
+    if forecasts is None or forecasts.height > MAX_FORECASTS:
+        return None
+    columns = {"low": "p10", "forecast": "forecast", "high": "p90"}
+    rounded = {name: pl.col(column).round_sig_figs(report_data.DIGITS) for name, column in columns.items()}
+    table = forecasts.sort(*KEYS, "week").select(*KEYS, "week", **rounded)
+    text = table.write_csv(include_bom=True, line_terminator="\r\n")
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def number(value: float | None) -> str:

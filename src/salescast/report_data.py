@@ -218,9 +218,11 @@ def _totals(series: dict[str, Any], stores: pl.DataFrame) -> dict[str, Any]:
                 | static.get(place, {"region": place.removeprefix("r:")})
             )
     rows.sort(key=lambda row: row["next"] or 0, reverse=True)
-    found = {kind: [row for row in rows if row["place"].startswith(kind)][:MAX_ROWS] for kind in "*rs"}
+    every = {kind: [row for row in rows if row["place"].startswith(kind)] for kind in "*rs"}
+    found = {kind: part[:MAX_ROWS] for kind, part in every.items()}
     known = [name for name in ("store_type", "region") if stores[name].count()]
-    return {"all": found["*"], "regions": found["r"], "stores": found["s"], "known": known}
+    regions = len(every["r"])
+    return {"all": found["*"], "regions": found["r"], "stores": found["s"], "known": known, "region_count": regions}
 
 
 def _accuracy(results: Results, tested: pl.DataFrame) -> dict[str, Any]:
@@ -246,11 +248,20 @@ def _accuracy(results: Results, tested: pl.DataFrame) -> dict[str, Any]:
         "own": models.row(by_predicate=pl.col("model") == model, named=True),
         "rival": models.row(by_predicate=pl.col("model") == rivals[0], named=True) if rivals else None,
         "steps": steps.to_dicts(),
+        "tested": {
+            "stores": _count(own, "store_id"),
+            "departments": _count(own, "dept_id"),
+            "series": _count(own, *KEYS),
+        },
         "across": _across(marked, ["cutoff", "is_holiday"]),
         "by_store": _beside(pair, model, ["store_id"]),
         "by_dept": _beside(pair, model, ["dept_id"]),
         "worst": _beside(pair, model, list(KEYS))[:WORST],
     }
+
+
+def _count(rows: pl.DataFrame, *keys: str) -> int:
+    return rows.select(keys).n_unique()
 
 
 def _across(tested: pl.DataFrame, columns: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Tables as people have them: CSV or Parquet, read with row numbers; and cells parsed into numbers, dates, texts.
+"""Tables as people have them: CSV or Parquet, read with row numbers; cells parsed into numbers, dates, texts; and
+tables written as CSV, Parquet or an Excel workbook.
 
 A parsed number is null where the cell is empty or says so (`NA`), and NaN where it is something else than a number:
 the checks of `ingest` tell the two apart.
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +20,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from salescast import parquet
 from salescast.errors import UserError
+from salescast.files import replace_file
 
 ROW: Final = "__row__"  # number of a record in its file; in a CSV file the header is row 1
 MISSING: Final = ("", "na", "n/a", "#n/a", "nan", "null", "none")
@@ -26,6 +30,8 @@ YES_NO: Final = {"true": "1", "yes": "1", "y": "1", "on": "1", "false": "0", "no
 # Stands for a time that cannot be read: earlier than any that can.
 NO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 BROKEN: Final[dict[str, pl.DataType]] = {ROW: pl.Int64(), "value": pl.String(), "reason": pl.String()}
+WRITTEN: Final = (".csv", ".parquet", ".xlsx")
+EXCEL_ROWS: Final = 1_048_576  # of a sheet, the header among them
 _BLOCK: Final = 1 << 23  # bytes; a CSV record may not be longer
 _ISO_DATE: Final = r"^(\d{4}-\d{2}-\d{2})(?:[T ]00:00(?::00(?:\.0+)?)?(?:Z|\+00:00)?)?$"
 
@@ -202,3 +208,33 @@ def moment(cells: pl.DataFrame, column: str) -> pl.Expr:
 
 
 Parser = Callable[[pl.DataFrame, str], pl.Expr]
+
+
+def check_target(path: Path) -> None:
+    """Raises UserError, before any work is done, when the file's name says no format that `write` knows."""
+    if path.suffix.lower() not in WRITTEN:
+        raise UserError(f"{path} names no known format; end the name with .csv, .parquet or .xlsx")
+
+
+def write(frame: pl.DataFrame, path: Path) -> None:
+    """Write a table in the format that the file's name ends with (`WRITTEN`), whole or not at all.
+
+    Raises UserError for another format, and for more rows than an Excel sheet holds.
+    """
+    check_target(path)
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        parquet.write(frame, path)
+        return
+    if kind == ".xlsx" and frame.height >= EXCEL_ROWS:
+        raise UserError(
+            f"{frame.height:,} rows do not fit into an Excel sheet, which holds {EXCEL_ROWS - 1:,} below its header; "
+            f"write {path.with_suffix('.csv').name} or {path.with_suffix('.parquet').name} instead"
+        )
+    with replace_file(path) as temporary:
+        if kind == ".csv":
+            frame.write_csv(temporary)
+        else:
+            workbook = BytesIO()  # a path would have to end with .xlsx
+            frame.write_excel(workbook, autofit=True)
+            temporary.write_bytes(workbook.getbuffer())

@@ -188,7 +188,12 @@ def test_the_table_can_be_taken_away(page: webdriver.Chrome, work: Workdir, tmp_
     assert [float(row[4]) for row in rows[1:]] == pytest.approx(expected["forecast"].to_list(), rel=1e-6)
     _, everything = downloaded(page, "download-all", tmp_path / "all")
     assert everything[0] == ["store_id", "dept_id", "week", "low", "forecast", "high"]
-    assert len(everything) == 1 + 4 * 3 * HORIZON
+    made = pl.read_parquet(work.forecasts).sort("store_id", "dept_id", "week")
+    assert [row[:3] for row in everything[1:]] == [
+        [str(key) for key in keys] for keys in made.select("store_id", "dept_id", "week").iter_rows()
+    ]
+    for column, values in ((3, "p10"), (4, "forecast"), (5, "p90")):
+        assert [float(row[column]) for row in everything[1:]] == pytest.approx(made[values].to_list(), rel=1e-6)
     page.find_element(By.ID, "copy").click()
     WebDriverWait(page, 5).until(lambda p: "table is" in p.find_element(By.ID, "said").text)
 

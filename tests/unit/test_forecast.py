@@ -1,6 +1,8 @@
 """Forecasts as tables, files and pictures."""
 
+import re
 import shutil
+import zipfile
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salescast import data, features, forecast, schema
+from salescast import data, features, forecast, schema, tables
 from salescast.config import TrainConfig, Workdir
 from salescast.errors import UserError
 from salescast.plan import Plan
@@ -55,8 +57,26 @@ def test_one_series_is_its_part_of_all(work: Workdir) -> None:
 
 
 def test_the_file_is_what_was_forecast(work: Workdir, tmp_path: Path) -> None:
-    assert forecast.write_all(work, tmp_path / "new" / "f.parquet") == 48
-    assert pl.read_parquet(tmp_path / "new" / "f.parquet").equals(forecast.forecast_all(work))
+    made = forecast.forecast_all(work)
+    for suffix in tables.WRITTEN:
+        assert forecast.write_all(work, tmp_path / "new" / f"f{suffix}") == 48
+    assert pl.read_parquet(tmp_path / "new" / "f.parquet").equals(made)
+    assert pl.read_csv(tmp_path / "new" / "f.csv", schema=made.schema).equals(made)
+    with zipfile.ZipFile(tmp_path / "new" / "f.xlsx") as workbook:
+        rows = re.findall(r"<row .*?</row>", workbook.read("xl/worksheets/sheet1.xml").decode())
+    cells = [re.findall(r"<c [^>]*?(?:/>|>(?:<v>(.*?)</v>)?</c>)", row) for row in rows[1:]]
+    epoch = date(1899, 12, 30)  # day 0 of a spreadsheet
+    numbers = made.with_columns((pl.col("week") - pl.lit(epoch)).dt.total_days()).cast(pl.Float64)
+    np.testing.assert_allclose(np.array(cells, dtype=float), numbers.to_numpy())
+
+
+def test_a_file_of_no_known_format_is_refused_before_any_work(work: Workdir, tmp_path: Path) -> None:
+    for name in ("all", "all.xls", "all.json"):
+        with pytest.raises(
+            UserError, match=rf"{name} names no known format; end the name with .csv, .parquet or .xlsx"
+        ):
+            forecast.write_all(Workdir(tmp_path / "empty"), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_forecast_is_said(work: Workdir, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The report against plain loops: sums, gaps, totals, accuracy; what it says when a part is not there; escaping."""
 
+import base64
+import gzip
 import json
 import math
 import re
@@ -15,6 +17,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from salescast import data, hierarchy, report, report_data, weeks
 from salescast.config import Workdir
@@ -120,6 +123,13 @@ def text_of(page: str) -> str:
     parser = _Text()
     parser.feed(page)
     return " ".join(" ".join(parser.parts).split())
+
+
+def all_forecasts_of(page: str) -> pl.DataFrame:
+    """The table behind the button "All forecasts as CSV"."""
+    found = re.search(r'<script id="all-forecasts" type="text/plain">(.*?)</script>', page)
+    assert found
+    return pl.read_csv(gzip.decompress(base64.b64decode(found[1])), try_parse_dates=True)
 
 
 def data_of(page: str) -> dict[str, list[object]]:
@@ -300,6 +310,49 @@ def test_too_many_series_leave_the_largest_and_say_so(tmp_path: Path, monkeypatc
     text = text_of(report.build(work).read_text())
     assert "The 2 series with the largest sales of the last year can be chosen, out of 6" in text
     assert "The table holds the 1 stores with the largest forecasts" in text
+    assert "too many to be held by this page" not in text
+    assert results.forecasts is not None
+    expected = results.forecasts.sort("store_id", "dept_id", "week")
+    held = all_forecasts_of(work.report.read_text())
+    assert held.columns == ["store_id", "dept_id", "week", "low", "forecast", "high"]
+    assert_frame_equal(
+        held,
+        expected.select("store_id", "dept_id", "week", low="p10", forecast="forecast", high="p90"),
+        check_dtypes=False,
+    )
+
+
+def test_more_forecasts_than_the_page_can_hold_are_not_offered_but_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = results_of(raw_of(complete(3, 2), {}))
+    monkeypatch.setattr(report, "MAX_FORECASTS", 6 * HORIZON - 1)
+    work = Workdir(tmp_path)
+    write(work, results)
+    page = report.build(work).read_text()
+    assert "All 18 forecasts are too many to be held by this page" in text_of(page)
+    assert 'id="all-forecasts"' not in page
+    assert 'id="download-all"' not in page
+    monkeypatch.setattr(report, "MAX_FORECASTS", 6 * HORIZON)
+    assert all_forecasts_of(report.build(work).read_text()).height == 6 * HORIZON
+
+
+def test_every_table_that_is_cut_says_of_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Workdir(tmp_path)
+    write(work, results_of(raw_of(complete(3, 4), {1: "North", 2: "South", 3: "West"}), tested=True))
+    whole = text_of(report.build(work).read_text())
+    monkeypatch.setattr(report_data, "MAX_ROWS", 2)
+    monkeypatch.setattr(report_data, "WORST", 5)
+    text = text_of(report.build(work).read_text())
+    for said in (
+        "Of 3 regions it holds the 2 with the largest forecasts",
+        "The table holds the 2 stores with the largest forecasts",
+        "The 2 with the most missed sales, of 4.",
+        "The 2 with the most missed sales, of 3.",
+        "The 2 series with the most missed sales, of 12.",
+    ):
+        assert said in text
+        assert said not in whole
 
 
 def test_a_whole_page_has_every_part_and_its_numbers(tmp_path: Path) -> None:

@@ -196,9 +196,9 @@
   // Tables to take away.
   const quoted = (value) => missing(value) ? "" : /[",\n\t]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value);
   const text = (lines, separator) => lines.map((cells) => cells.map(quoted).join(separator)).join("\r\n") + "\r\n";
-  const save = (name, lines) => {
+  const save = (name, ...parts) => {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob(["\ufeff", text(lines, ",")], { type: "text/csv;charset=utf-8" }));
+    link.href = URL.createObjectURL(new Blob(parts, { type: "text/csv;charset=utf-8" }));
     link.download = name;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
@@ -212,18 +212,19 @@
       $("said").textContent = "This browser does not let a page copy; the table is selected, press Ctrl+C.";
     }
   };
-  const saveAll = () => {
-    const single = data.place.map((place, at) => [place, at]).filter(([place, at]) => place.startsWith("s:") && data.dept[at] !== null);
-    save("forecasts.csv", [["store_id", "dept_id", "week", "low", "forecast", "high"],
-      ...single.flatMap(([place, at]) => data.ahead.map((week, i) => [place.slice(2), data.dept[at], week, data.low[at][i], data.mid[at][i], data.high[at][i]]))]);
+  // The series that can be chosen may be fewer than all: the file of all forecasts is in the page as a whole, gzipped.
+  const saveAll = async () => {
+    const packed = Uint8Array.from(atob($("all-forecasts").textContent), (char) => char.charCodeAt(0));
+    const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    save("forecasts.csv", await new Response(unpacked).blob());
   };
   if ($("copy")) {
     $("copy").addEventListener("click", copy);
     $("download").addEventListener("click", () => {
       const name = `forecast ${placeName(picked.place)}${$("dept") ? ` ${deptName(picked.dept)}` : ""}`;
-      save(`${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}.csv`, [header, ...weekRows()]);
+      save(`${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}.csv`, "\ufeff", text([header, ...weekRows()], ","));
     });
-    $("download-all").addEventListener("click", saveAll);
+    $("download-all")?.addEventListener("click", saveAll);
   }
 
   // Sorting by a click on a column's head; cells say their number in data-value.
