@@ -34,12 +34,27 @@ class FileReport:
 
 
 @dataclass(frozen=True)
+class OpeningDays:
+    """For how many `rows` of sales, and in how many `weeks`, opening days are known; the others count as usual.
+
+    `closed` counts the rows with sales on 0 opening days: they say nothing of an open day, and are not learned from.
+    """
+
+    rows: int
+    weeks: int
+    of_rows: int
+    of_weeks: int
+    closed: int
+
+
+@dataclass(frozen=True)
 class ImportReport:
     """The dataset written, and what there is to know about it.
 
     `rejected`: one row for each record left out, with file, row (the header of a CSV file is row 1), column, value,
     reason. `negative` counts sales below zero, `gaps` the weeks without sales inside a series; both are kept as they
     are. `empty_weeks` counts weeks between the first and the last in which no series has sales: a mistyped year.
+    `opening` is None when no column of opening days was named.
     """
 
     dataset: data.Dataset
@@ -48,6 +63,32 @@ class ImportReport:
     negative: int
     gaps: int
     empty_weeks: int
+    opening: OpeningDays | None = None
+
+
+def opening_days(sales: pl.LazyFrame, plan: pl.LazyFrame, column: str) -> OpeningDays:
+    """How much is known of the opening days in `column` of `plan` (plan.parquet) for `sales` (RAW_SALES)."""
+    known = plan.filter(pl.col(column).is_not_null()).sort("known_at").rename({column: "days"})
+    own, general = (
+        known.filter(pl.col("dept_id").is_null() == every)
+        .group_by("store_id", *(() if every else ("dept_id",)), "week")
+        .agg(pl.col("days").last())
+        for every in (False, True)
+    )
+    days = pl.coalesce("days", "days_store")
+    found = (
+        sales.join(own, on=[*KEYS, "week"], how="left")
+        .join(general, on=["store_id", "week"], how="left", suffix="_store")
+        .select(
+            rows=days.count(),
+            weeks=pl.col("week").filter(days.is_not_null()).n_unique(),
+            of_rows=pl.len(),
+            of_weeks=pl.col("week").n_unique(),
+            closed=((days == 0) & (pl.col(LABEL) != 0)).sum(),
+        )
+        .collect(engine="streaming")
+    )
+    return OpeningDays(**found.row(0, named=True))
 
 
 def reasons(rejected: pl.DataFrame) -> pl.DataFrame:
@@ -107,7 +148,8 @@ def import_sales(
         planned=planned,
         open_days=open_days,
     )
-    dataset = _write(out, dataset, table, sold, conditions, static, rejected)
+    plan = _plan(sold, conditions, planned)
+    dataset = _write(out, dataset, table, plan, conditions, static, rejected)
     return ImportReport(
         dataset=dataset,
         files=tuple(_file_report(source, plan_rows=_plan_rows(source)) for source in sources),
@@ -115,6 +157,7 @@ def import_sales(
         negative=int((table[LABEL] < 0).sum()),
         gaps=_span(table, KEYS) - table.height,
         empty_weeks=_span(table, ()) - table["week"].n_unique(),
+        opening=None if plan is None or open_days is None else opening_days(table.lazy(), plan.lazy(), open_days),
     )
 
 
@@ -202,8 +245,17 @@ def _conform(rows: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFr
     return table.cast(pl.Schema(schema)).sort([name for name in (*KEYS, "week") if name in schema])
 
 
-def _plan(source: Source, planned: Sequence[str], *, by_store: bool) -> pl.DataFrame:
-    """The rows with a planned value, as plan.parquet has them."""
+def _plan(sold: Source, conditions: Source | None, planned: Sequence[str]) -> pl.DataFrame | None:
+    """The table of plan.parquet, sorted; None when nothing is planned."""
+    sources = [source for source in (sold, conditions) if source is not None and source.planned]
+    if not sources:
+        return None
+    plans = [_planned_rows(source, planned, by_store=source is conditions) for source in sources]
+    return pl.concat(plans).sort(*KEYS, "week", nulls_last=False)
+
+
+def _planned_rows(source: Source, planned: Sequence[str], *, by_store: bool) -> pl.DataFrame:
+    """The rows of a file with a planned value, as plan.parquet has them."""
     rows = source.rows.rename({PLANNED + name: name for name in source.planned}, strict=True)
     rows = rows.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in source.planned))
     table = _conform(rows, {**data.PLAN_KEYS, **dict.fromkeys(planned, pl.Float32())})
@@ -214,18 +266,13 @@ def _write(
     out: Path,
     dataset: data.Dataset,
     sales: pl.DataFrame,
-    sold: Source,
+    plan: pl.DataFrame | None,
     conditions: Source | None,
     static: Source | None,
     rejected: pl.DataFrame,
 ) -> data.Dataset:
     """Write the dataset folder; the dataset with its digest."""
     plan_schema = {**data.PLAN_KEYS, **dict.fromkeys(dataset.planned, pl.Float32())}
-    plans = [
-        _plan(source, dataset.planned, by_store=source is conditions)
-        for source in (sold, conditions)
-        if source is not None and source.planned
-    ]
     store_weeks = _conform(conditions.rows, RAW_STORE_WEEKS) if conditions else pl.DataFrame(schema=RAW_STORE_WEEKS)
     stores = _conform(static.rows if static else sales.select("store_id").unique(), RAW_STORES)
     with data.replacing(out) as folder:
@@ -234,8 +281,7 @@ def _write(
             data.write_table(folder / data.STORE_WEEKS, RAW_STORE_WEEKS, store_weeks),
             data.write_table(folder / data.STORES, RAW_STORES, stores),
         ]
-        if plans:
-            plan = pl.concat(plans).sort(*KEYS, "week", nulls_last=False)
+        if plan is not None:
             digests.append(data.write_table(folder / data.PLAN, plan_schema, plan))
         if rejected.height:
             rejected.write_csv(folder / data.REJECTED)

@@ -4,11 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from salescast.history import Floats, Ints
 from salescast.schema import KEYS
 
+USUAL = 13  # known weeks that tell a usual number of open days
+EVERY_DAY = 7.0
+BLOCK = 1000  # series at a time
 RIDGE = 10.0  # pseudo-observations of "no effect" per input, in units of its own variance
 
 
@@ -16,7 +20,8 @@ RIDGE = 10.0  # pseudo-observations of "no effect" per input, in units of its ow
 class Layers:
     """Values of one table of plans, each with the base week from which on it is known.
 
-    Layer j holds the j-th version (by time) of a value; most plans have one. Later versions replace earlier ones.
+    Layer j holds the j-th version (by time) of a value; most plans have one. Later versions replace earlier ones
+    where they hold a value: a row of promotions alone says nothing of the opening days.
     """
 
     names: tuple[str, ...]
@@ -30,7 +35,8 @@ class Layers:
         out = np.full((len(self.names), *week.shape), np.nan)
         for values, known in zip(self.values, self.known, strict=True):
             usable = inside & (known[place] <= base[:, None])
-            out = np.where(usable[None], values[:, place[0], place[1]], out)
+            value = values[:, place[0], place[1]]
+            out = np.where(usable[None] & np.isfinite(value), value, out)
         return out
 
     def history(self, weeks: int) -> Floats:
@@ -39,7 +45,7 @@ class Layers:
         out = np.full((len(self.names), n, weeks), np.nan)
         after = np.arange(1, weeks + 1)
         for values, known in zip(self.values[..., :weeks], self.known[..., :weeks], strict=True):
-            out = np.where(known <= after, values, out)
+            out = np.where((known <= after) & np.isfinite(values), values, out)
         return out
 
 
@@ -103,8 +109,26 @@ def effects(history: Floats, sales: Floats) -> Floats:
 
 
 def usual_open_days(history: Floats) -> Floats:
-    """Open days [n, T] with the last known positive number where nothing is known (NaN before the first)."""
-    known = np.isfinite(history)
-    last = np.maximum.accumulate(np.where(known & (history > 0), np.arange(history.shape[1]), -1), axis=1)
-    usual = np.where(last >= 0, np.take_along_axis(history, np.maximum(last, 0), axis=1), np.nan)
-    return np.where(known, history, usual)
+    """The usual number of open days as each base week has it, [n, T] -> [n, T + 1]; never NaN.
+
+    The median of the last USUAL known numbers above 0; before the first known week that of the first ones, so that
+    weeks without a number are on the scale of those with one; EVERY_DAY where no number is known at all.
+    """
+    out = np.empty((len(history), history.shape[1] + 1))
+    for start in range(0, len(history), BLOCK):
+        out[start : start + BLOCK] = _usual(history[start : start + BLOCK])
+    return out
+
+
+def _usual(history: Floats) -> Floats:
+    n, weeks = history.shape
+    count = np.zeros((n, weeks + 1), np.int64)  # known numbers before each base week
+    np.cumsum(history > 0, axis=1, out=count[:, 1:])
+    numbers = np.full((n, USUAL - 1 + weeks), np.nan)  # of each series side by side
+    row, week = np.nonzero(history > 0)
+    numbers[row, USUAL - 1 + count[row, week]] = history[row, week]
+    last = np.sort(sliding_window_view(numbers, USUAL, axis=1), axis=2)  # [n, T, USUAL]: NaN last
+    middle = np.minimum(np.arange(1, weeks + 1), USUAL) // 2  # the larger one of two
+    medians = np.take_along_axis(last, middle[None, :, None], axis=2)[:, :, 0]  # column k: of the first k + 1 numbers
+    seen = np.where(count > 0, count, np.minimum(count[:, -1:], USUAL))
+    return np.where(seen > 0, np.take_along_axis(medians, np.maximum(seen - 1, 0), axis=1), EVERY_DAY)

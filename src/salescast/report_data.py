@@ -14,7 +14,7 @@ from salescast import weeks
 from salescast.data import Raw
 from salescast.evaluate import coverage, scores, seasonal_scales, wmape
 from salescast.hierarchy import aggregate
-from salescast.ingest import reasons
+from salescast.ingest import opening_days, reasons
 from salescast.schema import KEYS, LABEL, SEASON
 
 HISTORY: Final = 2 * SEASON  # weeks of sales that the charts show
@@ -324,4 +324,7 @@ def _quality(raw: Raw) -> dict[str, Any]:
     seen = raw.store_weeks.filter(pl.col("week") <= last)
     conditions = seen.select(pl.exclude("store_id", "week").is_null().mean()).row(0, named=True)
     missing = {name: share for name, share in conditions.items() if share}
-    return counts.collect(engine="streaming").row(0, named=True) | {"missing": missing}
+    found = counts.collect(engine="streaming").row(0, named=True) | {"missing": missing}
+    if raw.plan is None or raw.meta.open_days is None:
+        return found | {"opening": None}
+    return found | {"opening": opening_days(raw.sales, raw.plan, raw.meta.open_days)}

@@ -52,7 +52,7 @@ class Panel:
     series: pl.DataFrame  # keys and row, in key order
     first_week: np.datetime64
     horizon: int
-    sales: Floats  # [n, T], per open day where opening days are known, NaN = not observed or closed
+    sales: Floats  # [n, T], per open day if there are opening days, NaN = not observed or closed
     begins: Ints  # [n]: the first observed week
     dept: Ints  # [n]: group of the series
     store: Ints
@@ -63,6 +63,7 @@ class Panel:
     plan: Layers | None
     effect: Floats | None  # [T + 1, planned inputs]
     open_days: int | None  # place of the opening days among the planned inputs
+    usual: Floats | None  # [n, T + 1]: the usual open days, which count where a week's are not known
 
 
 def prepare(
@@ -84,14 +85,15 @@ def prepare(
     matrix = np.full((series.height, int(week.max()) + 1), np.nan)
     matrix[place["row"].to_numpy(), week] = sales[LABEL].to_numpy()
     begins = np.argmax(np.isfinite(matrix), axis=1)
-    found, effect, at = None, None, None
+    found, effect, at, usual = None, None, None, None
     if plan is not None:
         names = tuple(name for name in plan.columns if name not in (*KEYS, "week", "known_at"))
         found = layers(plan, names, series, first, matrix.shape[1] + horizon)
         history = found.history(matrix.shape[1])
         if open_days is not None:
             at = names.index(open_days)
-            days = usual_open_days(history[at])
+            usual = usual_open_days(history[at])
+            days = history[at] = np.where(np.isfinite(history[at]), history[at], usual[:, :-1])
             matrix = np.where(days > 0, ratio(matrix, days), np.nan)
         effect = effects(history, matrix)
         if at is not None:
@@ -118,6 +120,7 @@ def prepare(
         plan=found,
         effect=effect,
         open_days=at,
+        usual=usual,
     )
 
 
@@ -232,6 +235,21 @@ def _naive_errors(panel: Panel, row: Ints, base: Ints, columns: dict[str, Floats
     return {"naive_error": mean(np.abs(error)), "naive_bias": mean(error[:, -4:])}
 
 
+def _plan_at(panel: Panel, plan: Layers, row: Ints, base: Ints, week: Ints) -> Floats:
+    """What base weeks know of the plan of weeks [m, K], [P, m, K]; opening days that they do not know are the usual.
+
+    A store whose known opening days of the last weeks were all 0 is taken to stay closed.
+    """
+    values = plan.at(row, base, week)
+    if panel.open_days is not None and panel.usual is not None:
+        past = base[:, None] - np.arange(EFFECT_WINDOW, 0, -1)
+        shut = np.fmax.reduce(plan.at(row, base, past)[panel.open_days], axis=1) == 0
+        usual = np.where(shut[:, None] & (week >= base[:, None]), 0.0, panel.usual[row, base][:, None])
+        unknown = (week >= 0) & (week < panel.sales.shape[1] + panel.horizon) & np.isnan(values[panel.open_days])
+        values[panel.open_days] = np.where(unknown, usual, values[panel.open_days])
+    return values
+
+
 def _planned_columns(panel: Panel, row: Ints, base: Ints, ahead: Ints) -> dict[str, Floats]:
     """What each base week knows of the planned inputs, over the horizon, last year and in the recent weeks.
 
@@ -242,9 +260,9 @@ def _planned_columns(panel: Panel, row: Ints, base: Ints, ahead: Ints) -> dict[s
     if panel.plan is None or panel.effect is None:
         return {}
     past = base[:, None] - np.arange(EFFECT_WINDOW, 0, -1)
-    target, before, twice = (panel.plan.at(row, base, ahead - years * SEASON) for years in range(3))
+    target, before, twice = (_plan_at(panel, panel.plan, row, base, ahead - years * SEASON) for years in range(3))
     usual, *earlier = (
-        mean(panel.plan.at(row, base, past - years * SEASON))[:, :, None] for years in range(3)
+        mean(_plan_at(panel, panel.plan, row, base, past - years * SEASON))[:, :, None] for years in range(3)
     )  # [P, m, 1]
     effect = panel.effect[base].T[:, :, None]
     year = np.nan_to_num(target - before) - np.nan_to_num(usual - earlier[0])
@@ -255,9 +273,7 @@ def _planned_columns(panel: Panel, row: Ints, base: Ints, ahead: Ints) -> dict[s
         "planned__level_effect": (effect * np.nan_to_num(target - usual)).sum(axis=0),
     }
     if panel.open_days is not None:
-        open_recent = panel.plan.at(row, base, past)[panel.open_days]
-        usual_days = np.nanmax(np.where(np.isfinite(open_recent), open_recent, 0.0), axis=1, keepdims=True)
-        out["planned__open_days"] = np.where(np.isfinite(target[panel.open_days]), target[panel.open_days], usual_days)
+        out["planned__open_days"] = target[panel.open_days]
     for i, name in enumerate(panel.plan.names):
         out |= {
             f"planned_{name}": target[i],

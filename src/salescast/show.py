@@ -109,6 +109,14 @@ def import_report(report: "ImportReport", out: Path, as_json: bool) -> None:
         if file.ignored_columns:
             done(f"  not used: {', '.join(file.ignored_columns)} (declare what is known ahead with --planned)")
     done(f"negative sales kept: {report.negative:,}; gaps inside series: {report.gaps:,} weeks")
+    if report.opening is not None:
+        opening = report.opening
+        done(
+            f"opening days are known for {opening.rows:,} of {opening.of_rows:,} rows of sales, "
+            f"in {opening.weeks:,} of {opening.of_weeks:,} weeks; the others count as usual weeks"
+        )
+        if opening.closed:
+            done(f"{opening.closed:,} rows with sales on 0 opening days are not learned from: are their days wrong?")
     if report.empty_weeks:
         done(f"{report.empty_weeks:,} weeks between the first and the last have no sales at all: is a year mistyped?")
     if report.rejected.height:

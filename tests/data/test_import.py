@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from salescast import data, ingest
+from salescast import data, ingest, show
 from salescast.errors import UserError
 
 FRIDAY = date(2012, 9, 7)
@@ -471,6 +471,40 @@ def test_planned_columns_of_both_files_and_rows_of_the_future(tmp_path: Path) ->
     ]
     assert raw.meta.last_week == FRIDAY + timedelta(7)
     assert raw.sales.collect().height == 2
+    assert report.opening == ingest.OpeningDays(rows=1, weeks=1, of_rows=2, of_weeks=2, closed=0)
+
+
+open_cells = st.sampled_from(["", "", "0", "5", "6"])
+
+
+@quick
+@given(st.lists(st.tuples(open_cells, open_cells, open_cells), min_size=1, max_size=6))
+def test_known_opening_days_are_counted_as_a_loop_does(tmp_path: Path, cells: list[tuple[str, str, str]]) -> None:
+    """Two departments have days of their own in the sales file, or those of the store in the features file."""
+    rows = [(1, d, week(k), 10 * (d - 1), cell[d]) for k, cell in enumerate(cells) for d in (1, 2)]
+    features = write(tmp_path / "f.csv", ["Store", "Date", "Open"], [(1, week(k), c[0]) for k, c in enumerate(cells)])
+    report = run(tmp_path, rows, header=[*HEADER, "Open"], features=features, open_days="Open")
+    known = [(k, d, cell[d] or cell[0]) for k, cell in enumerate(cells) for d in (1, 2) if cell[d] or cell[0]]
+    expected = ingest.OpeningDays(
+        rows=len(known),
+        weeks=len({k for k, _, _ in known}),
+        of_rows=2 * len(cells),
+        of_weeks=len(cells),
+        closed=sum(d == 2 and days == "0" for _, d, days in known),
+    )
+    assert report.opening == expected
+    assert run(tmp_path, rows, header=[*HEADER, "Open"], features=features).opening is None
+
+
+def test_the_import_says_for_how_much_opening_days_are_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(1, 1, week(k), 10, 0 if k == 3 else 6 if k else "") for k in range(5)]
+    report = run(tmp_path, rows, header=[*HEADER, "Open"], open_days="Open")
+    show.import_report(report, tmp_path / "raw", as_json=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "opening days are known for 4 of 5 rows of sales, in 4 of 5 weeks; the others count as usual" in shown
+    assert "1 rows with sales on 0 opening days are not learned from" in shown
 
 
 def test_plan_is_part_of_the_digest(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """Inputs planned ahead: what a base week may know of them, and what they are worth."""
 
+import math
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from salescast import inputs, weeks
 from salescast.planned import effects, layers, usual_open_days
@@ -48,6 +52,15 @@ def test_a_department_has_its_own_plan() -> None:
     assert [known_to(table, row, 0, 9) for row in (0, 1)] == [3.0, 5.0]
 
 
+def test_a_row_without_a_value_leaves_that_of_an_earlier_row() -> None:
+    """Promotions by department in one file, opening days by store in another: one row each, with one value each."""
+    at = datetime(2010, 2, 5, tzinfo=UTC) + timedelta(weeks=3)
+    table = plan([(1, None, 9, None, 3.0), (1, 2, 9, None, None), (1, 1, 9, at, None)])
+    assert [known_to(table, row, 8, 9) for row in (0, 1)] == [3.0, 3.0]
+    found = layers(table, ("Promo",), SERIES, np.datetime64(FIRST), 20)
+    assert found.history(20)[0, :2, 9].tolist() == [3.0, 3.0]
+
+
 def test_a_plan_is_known_to_base_weeks_that_start_after_it() -> None:
     """Base week 7 holds the seven days that end on its date; its first day starts six days before that."""
     start = datetime(2010, 2, 5, tzinfo=UTC) + timedelta(weeks=7) - timedelta(days=6)
@@ -78,8 +91,28 @@ def test_effects_are_those_that_made_the_sales() -> None:
 
 
 def test_usual_open_days() -> None:
-    given = np.array([[np.nan, 6.0, np.nan, 0.0, np.nan, 5.0]])
-    np.testing.assert_array_equal(usual_open_days(given), [[np.nan, 6.0, 6.0, 0.0, 6.0, 5.0]])
+    history = np.array([[np.nan, 6.0, np.nan, 0.0, np.nan, 5.0]])
+    np.testing.assert_array_equal(usual_open_days(history), [[6.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0]])
+    np.testing.assert_array_equal(usual_open_days(np.full((1, 2), np.nan)), [[7.0] * 3])
+    np.testing.assert_array_equal(usual_open_days(np.zeros((1, 2))), [[7.0] * 3])
+
+
+days_or_nothing = st.sampled_from([math.nan, math.nan, 0.0, 3.0, 5.0, 6.0, 7.0])
+
+
+@given(st.integers(1, 40).flatmap(lambda t: st.lists(st.lists(days_or_nothing, min_size=t, max_size=t), max_size=3)))
+def test_usual_open_days_are_the_median_of_the_last_known_ones(histories: list[list[float]]) -> None:
+    def median(known: list[float]) -> float:
+        return sorted(known)[len(known) // 2] if known else 7.0
+
+    length = len(histories[0]) if histories else 1
+    expected = []
+    for history in histories:
+        known = [x for x in history if x > 0]
+        before = [[x for x in history[:base] if x > 0] for base in range(length + 1)]
+        expected.append([median(seen[-13:] or known[:13]) for seen in before])
+    found = usual_open_days(np.array(histories).reshape(len(histories), length))
+    np.testing.assert_array_equal(found, np.array(expected).reshape(len(histories), length + 1))
 
 
 def shop(length: int = 70, closed: int = 65, ahead: int = 8) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -114,6 +147,28 @@ def test_planned_columns() -> None:
     # Sales are per open day: a closed week is no observation.
     assert row["last_year"] == [None if days[w] == 0 else 10.0 * (1 + promo[w]) for w in range(17, 27)]
     assert max(x for x in row["recent"] if x is not None) <= 20.0
+
+
+@pytest.mark.parametrize("known", [range(40, 78), range(30), range(0, 78, 2), range(0)], ids=str)
+def test_unknown_opening_days_are_the_usual_ones(known: range) -> None:
+    """Opening days known for some weeks, or in no week at all, change nothing where every week is a usual one."""
+    sales, table = shop()
+    table = table.with_columns(Open=pl.lit(6.0, pl.Float32))
+    rows = table.with_row_index().with_columns(Open=pl.when(pl.col("index").is_in(list(known))).then("Open"))
+    some = seasonal_features(sales, rows.drop("index"), 8, "Open")
+    usual = table if len(known) else table.with_columns(Open=pl.lit(7.0, pl.Float32))
+    assert_frame_equal(some, seasonal_features(sales, usual, 8, "Open"))
+    assert some["recent"].list.first().null_count() == 1  # the first row has no week before it
+    assert some["planned__open_days"].list.eval(pl.element().is_null().sum()).list.first().sum() == 0
+
+
+def test_a_store_that_was_closed_in_all_known_weeks_stays_closed() -> None:
+    sales, table = shop()
+    closed = table.with_columns(
+        Open=pl.when(pl.col("week") < week(40)).then("Open").when(pl.col("week") < week(70)).then(0.0)
+    )
+    row = seasonal_features(sales, closed, 8, "Open").row(-1, named=True)
+    assert row["planned__open_days"] == [0.0] * 8
 
 
 def test_anchor_follows_the_plan_and_the_opening_days() -> None:

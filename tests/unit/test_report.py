@@ -296,6 +296,18 @@ def test_holidays_are_named_in_history_and_forecast_weeks() -> None:
     assert "2012-08-31" not in holidays
 
 
+def test_the_report_says_for_how_many_rows_opening_days_are_known(tmp_path: Path) -> None:
+    raw = raw_of(complete(1, 1), {})
+    days = [(1, None, week, None, 6.0 if i % 3 else None) for i, week in enumerate(WEEKS)]
+    plan = pl.DataFrame(days, schema={**data.PLAN_KEYS, "Open": pl.Float32}, orient="row")
+    raw = replace(raw, meta=replace(raw.meta, planned=("Open",), open_days="Open"), plan=plan.lazy())
+    work = Workdir(tmp_path)
+    write(work, results_of(raw))
+    plan.write_parquet(work.raw / data.PLAN)
+    text = text_of(report.build(work).read_text())
+    assert "opening days (the others count as usual) 40 of 60, in 40 of 60 weeks" in text
+
+
 def test_too_many_series_leave_the_largest_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = results_of(raw_of(complete(3, 2), {}), tested=True)
     monkeypatch.setattr(report_data, "MAX_VALUES", 2 * (report_data.HISTORY + 4 * HORIZON) + 1)
