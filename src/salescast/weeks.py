@@ -21,9 +21,13 @@ from salescast.errors import UserError
 Days = NDArray[np.datetime64]
 Ints = NDArray[np.int32]
 
-# A calendar always covers these years, so that its names do not depend on the data at hand.
+# The weeks that data may hold. The names of a calendar are those of these years, whatever the data at hand.
 FIRST_DAY: Final = date(1990, 1, 1)
 LAST_DAY: Final = date(2074, 12, 31)
+# The weeks that a calendar covers: the inputs of a week hold the calendar of the same weeks one and two years earlier,
+# and data that end with LAST_DAY are forecast for a year.
+COVERED_FROM: Final = date(FIRST_DAY.year - 2, 1, 1)
+COVERED_TO: Final = date(LAST_DAY.year + 2, 12, 31)
 # Named days in fewer years than this are singular events (a coronation, a swapped working day), not a season.
 _RECURRING_YEARS: Final = 5
 _ORTHODOX: Final = frozenset({"BG", "BY", "CY", "ET", "GE", "GR", "MD", "ME", "MK", "RO", "RS", "RU", "UA"})
@@ -86,18 +90,23 @@ def _public_holidays(country: str, years: range) -> dict[str, set[date]]:
     for day in found:
         for name in found.get_list(day):
             named.setdefault(name.removesuffix(" (estimated)"), set()).add(day)
-    return {name: days for name, days in named.items() if len({day.year for day in days}) >= _RECURRING_YEARS}
+    recurring = range(FIRST_DAY.year - 1, LAST_DAY.year + 2)
+    return {
+        name: days
+        for name, days in named.items()
+        if len({day.year for day in days} & set(recurring)) >= _RECURRING_YEARS
+    }
 
 
 @cache
 def calendar(country: str = "US") -> Calendar:
-    """The holidays and retail events of a country (ISO 3166 code), every year from FIRST_DAY to LAST_DAY.
+    """The holidays and retail events of a country (ISO 3166 code), every year from COVERED_FROM to COVERED_TO.
 
     Names are ordered by their place in the year 2012 or, where they do not occur in it, alphabetically behind.
     Raises UserError for a country without a calendar.
     """
     # One year more at both ends: the last week still has a next holiday.
-    years = range(FIRST_DAY.year - 1, LAST_DAY.year + 2)
+    years = range(COVERED_FROM.year - 1, COVERED_TO.year + 2)
     named = _public_holidays(country, years)
     headline = set(HEADLINE_EVENTS.get(country, tuple(named)))
     for event, day in (RETAIL_EVENTS[""] | RETAIL_EVENTS.get(country, {})).items():
@@ -123,9 +132,9 @@ def _weeks(weeks: ArrayLike) -> Days:
 
 def _covered(weeks: ArrayLike) -> Days:
     found = _weeks(weeks)
-    if found.size and (found.min() < np.datetime64(FIRST_DAY) or found.max() > np.datetime64(LAST_DAY)):
+    if found.size and (found.min() < np.datetime64(COVERED_FROM) or found.max() > np.datetime64(COVERED_TO)):
         raise UserError(
-            f"weeks from {found.min()} to {found.max()} leave the calendar ({FIRST_DAY} to {LAST_DAY}); "
+            f"weeks from {found.min()} to {found.max()} leave the calendar ({COVERED_FROM} to {COVERED_TO}); "
             "use dates within it"
         )
     return found
@@ -183,7 +192,7 @@ def days_to_holiday(weeks: ArrayLike, cal: Calendar) -> Ints:
     """0 where the week holds a headline event, else the days from the week's date to the next one, 1..366."""
     days = _covered(weeks)
     # The holidays of some countries are not known to the calendar's end: nothing is then within a year.
-    known = np.append(cal.headline, np.datetime64(LAST_DAY) + np.timedelta64(366))
+    known = np.append(cal.headline, np.datetime64(COVERED_TO) + np.timedelta64(366))
     following = (known[np.searchsorted(known, days, "right")] - days).astype(np.int64)
     return np.asarray(np.where(_days_held(cal.headline, days) > 0, 0, np.minimum(following, 366)), np.int32)
 

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from salescast import data, features, weeks
+from salescast import data, features, ingest, inputs, weeks
 from salescast.errors import UserError
 from salescast.schema import (
+    INFERENCE_SERVICE,
+    INFERENCE_SERVICE_SEASONAL,
     KEYS,
     LABEL,
     RAW_SALES,
@@ -222,3 +224,23 @@ def test_build_says_what_cannot_be_read_or_written(raw_dir: Path, tmp_path: Path
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write the features to .*file"):
         features.build(raw_dir, tmp_path / "file" / "under")
+
+
+@pytest.mark.parametrize("country", ["US", "DE"])
+@pytest.mark.parametrize(
+    "first", [weeks.FIRST_DAY, weeks.LAST_DAY - 59 * WEEK], ids=["first accepted week", "last accepted week"]
+)
+def test_every_week_that_the_import_accepts_can_be_trained_on(first: date, country: str, tmp_path: Path) -> None:
+    """From the import's limits to the inputs of a forecast of a year: no stage refuses what an earlier one took."""
+    rows = [(1, 1, first + k * WEEK, 100 + k % 7) for k in range(60)]
+    sales = pl.DataFrame(rows, schema=["Store", "Dept", "Date", "Weekly_Sales"], orient="row")
+    sales.write_csv(tmp_path / "sales.csv")
+    ingest.import_sales(tmp_path / "sales.csv", None, None, tmp_path / "raw", country=country)
+    features.build(tmp_path / "raw", tmp_path / "data", horizon=52)
+    parts = [pl.read_parquet(tmp_path / "data" / f"{view}.parquet") for view in features.VIEWS]
+    joined = parts[0].join(parts[1].drop(TIMESTAMP), on=KEYS, how="left").join(parts[2], on=[*KEYS, TIMESTAMP])
+    for service in (INFERENCE_SERVICE, INFERENCE_SERVICE_SEASONAL):
+        built = inputs.build(joined, service, 52, weeks.calendar(country))
+        assert built.weeks[0, 0] == np.datetime64(first)
+        assert built.weeks[-1, -1] == np.datetime64(first + 111 * WEEK)
+        assert np.isfinite(built.anchor[-1]).all()

@@ -14,7 +14,7 @@ from salescast.errors import UserError
 
 WALMART = Path(__file__).parents[2].parent / "shared" / "data" / "walmart"
 US = weeks.calendar("US")
-dates = st.dates(weeks.FIRST_DAY, weeks.LAST_DAY)
+dates = st.dates(weeks.COVERED_FROM, weeks.COVERED_TO)
 
 # The game's real dates: the rules changed in 2002 (once), 2004 and 2022.
 SUPER_BOWLS = """1990-01-28 1995-01-29 1999-01-31 2001-01-28 2002-02-03 2003-01-26 2004-02-01 2008-02-03 2010-02-07
@@ -143,6 +143,6 @@ def test_the_end_of_a_country_calendar_has_no_holiday_within_a_year() -> None:
 def test_unknown_country_and_dates_outside_are_user_errors() -> None:
     with pytest.raises(UserError, match="country 'XX'; give a two-letter code"):
         weeks.calendar("XX")
-    for day in (weeks.FIRST_DAY - timedelta(1), weeks.LAST_DAY + timedelta(1)):
+    for day in (weeks.COVERED_FROM - timedelta(1), weeks.COVERED_TO + timedelta(1)):
         with pytest.raises(UserError, match="leave the calendar"):
             weeks.days_to_holiday(at(day), US)
