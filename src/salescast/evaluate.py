@@ -102,14 +102,27 @@ def scores(backtest: pl.DataFrame, by: Sequence[str] = ("model",)) -> pl.DataFra
     return pooled.sort("wmape")
 
 
-def quarterly_cutoffs(first: date, last: date, horizon: int, holdout_weeks: int, count: int = 4) -> list[date]:
+def check_cutoffs(first: date, last: date, min_history: int, cutoffs: Sequence[date]) -> None:
+    """Raises UserError for a cutoff that is no week of the data or leaves nothing to learn from or to test on."""
+    earliest, latest = first + timedelta(weeks=min_history), last - timedelta(weeks=1)
+    wrong = [day for day in cutoffs if (day - last).days % 7 or not earliest <= day <= latest]
+    if wrong:
+        raise UserError(
+            f"no backtest from {', '.join(map(str, wrong))}: a cutoff is a week of the data, which run from {first} "
+            f"to {last} in steps of 7 days, with {min_history} weeks before it and one after it"
+        )
+
+
+def quarterly_cutoffs(
+    first: date, last: date, horizon: int, holdout_weeks: int, min_history: int, count: int = 4
+) -> list[date]:
     """Up to `count` cutoffs 13 weeks apart, the latest one `horizon` weeks before `last`, the earliest first.
 
     Only cutoffs with a season, the held-out weeks and a horizon of history before them; with less history than that,
     one cutoff. Raises UserError when not even that leaves anything to learn from.
     """
     latest = last - timedelta(weeks=horizon)
-    if latest <= first + timedelta(weeks=horizon):
+    if latest <= first + timedelta(weeks=horizon) or latest < first + timedelta(weeks=min_history):
         raise UserError(
             f"{(last - first).days // 7 + 1} weeks of sales are too few to test forecasts {horizon} weeks ahead; "
             "bring more history or choose a smaller --horizon"

@@ -167,7 +167,11 @@ def _check_options(mapping: Mapping[str, str], planned: Sequence[str]) -> None:
         raise UserError(f"--map of unknown columns {unknown}; the standard names are {list(COLUMNS)}")
     if len(set(mapping.values())) < len(mapping):
         raise UserError(f"--map gives one column two meanings: {dict(mapping)}; map each column once")
-    reserved = sorted(_RESERVED & set(planned))
+    # The features of a planned input are named by it and these endings; their own names begin with an underscore.
+    ends = ("_recent", "_last_year")
+    reserved = sorted(
+        name for name in planned if name in _RESERVED or name.startswith("_") or f"_{name}".endswith(ends)
+    )
     if reserved:
         raise UserError(f"{reserved} cannot be planned columns, the names have another meaning; rename the columns")
 

@@ -124,8 +124,20 @@ def _tracking(work: Workdir) -> Tracking | None:
 
 def default_cutoffs(work: Workdir, config: TrainConfig) -> list[date]:
     """The dataset's quarterly cutoffs, see `evaluate.quarterly_cutoffs`."""
-    meta = data.Dataset.read(work.data)
-    return evaluate.quarterly_cutoffs(meta.first_week, meta.last_week, config.horizon, config.holdout_weeks)
+    return tested_cutoffs(work.data, config, None)
+
+
+def tested_cutoffs(folder: Path, config: TrainConfig, cutoffs: Sequence[date] | None) -> list[date]:
+    """The cutoffs that were asked for, or the quarterly ones of the dataset described in `folder`, the earliest first.
+
+    Raises UserError when the data do not allow them: known from dataset.json, before any feature is built.
+    """
+    meta = data.Dataset.read(folder)
+    first, last = meta.first_week, meta.last_week
+    if not cutoffs:
+        return evaluate.quarterly_cutoffs(first, last, config.horizon, config.holdout_weeks, config.min_history)
+    evaluate.check_cutoffs(first, last, config.min_history, cutoffs)
+    return sorted(cutoffs)
 
 
 def backtest_stage(
@@ -180,9 +192,9 @@ def backtest(
 
     tables.check_target(out)
     others.check(with_others, config.feature_service)
+    dates = tested_cutoffs(raw, config, cutoffs)
     features_stage(work, raw, config.horizon)
     retrieval.apply(work)
-    dates = sorted(cutoffs or default_cutoffs(work, config))
     trained = train_stage(work, config, dates if refit else dates[:1], final=None)
     if not refit:
         trained = replace(trained, tested=dict.fromkeys(dates, trained.tested[dates[0]]))
@@ -263,6 +275,7 @@ def run(
     timed = Timings(started)
     with timed("data"):
         source(work.raw)
+        dates = tested_cutoffs(work.raw, config, cutoffs)
     with timed("features"):
         features_stage(work, work.raw, config.horizon)
     with timed("apply"):
@@ -271,7 +284,7 @@ def run(
         retrieval.retrieve(work, config.feature_service)
     meta = data.Dataset.read(work.data)
     with timed("training"):
-        trained = train_stage(work, config, cutoffs or default_cutoffs(work, config), final=meta.last_week)
+        trained = train_stage(work, config, dates, final=meta.last_week)
     with timed("backtest"):
         frame, _ = backtest_stage(work, trained)
     with timed("registry"):

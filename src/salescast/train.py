@@ -231,7 +231,10 @@ def run_fit(shard: Shard, plan: Plan, fit: Fit, group: Group, journal: tracking.
     search = found["done"] if found.get("phase") == "final" else search_phase(shard, last, run, found)
     mask = learned(shard, known(shard, EVER, last, config.min_history), group)
     if group.sum([mask.sum()])[0] == 0:
-        raise UserError(f"no sales to learn from up to {fit.cutoff}; choose a later cutoff or a smaller min_history")
+        raise UserError(
+            f"no sales to learn from up to {fit.cutoff}; choose a later cutoff, or bring more than "
+            f"{config.min_history} weeks of history"
+        )
     scaler = fit_scaler(shard, mask, group)
     trainer = Trainer(select(shard, mask, scaler, group.device), scaler, config, search["epoch"], group)
     best = train("final", trainer, None, run, found if found.get("phase") == "final" else {}, search)

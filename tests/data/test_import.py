@@ -542,6 +542,12 @@ def test_empty_sales_after_the_last_week_are_no_plan_without_planned_columns(tmp
         run(tmp_path, [(1, 1, week(0), 1, 5), (1, 1, week(1), "", 5)], header=[*HEADER, "Promo"])
 
 
+@pytest.mark.parametrize("name", ["is_recent", "recent", "promo_last_year", "_effect", "known_at"])
+def test_a_planned_name_that_features_use_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=rf"\['{name}'\] cannot be planned columns, the names have another meaning"):
+        run(tmp_path, [(1, 1, week(0), 1, 5)], header=[*HEADER, name], planned=[name])
+
+
 # --- what a user can get wrong ---------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from datetime import date, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salescast import evaluate
+from salescast import data, evaluate, pipeline
+from salescast.config import TrainConfig, Workdir
 from salescast.errors import UserError
 
 CUTOFF = date(2024, 1, 5)
@@ -78,20 +80,34 @@ def test_scaled_errors_are_averaged_over_series_not_pooled() -> None:
     assert table["rmsse"].item() == pytest.approx(np.mean(rmsse))
 
 
-@given(st.integers(30, 300), st.integers(1, 20))
+@given(st.integers(1, 300), st.integers(1, 20))
 def test_cutoffs_leave_a_horizon_of_actuals_and_history_to_learn_from(weeks: int, horizon: int) -> None:
     first, last = CUTOFF, CUTOFF + timedelta(weeks=weeks - 1)
     try:
-        cutoffs = evaluate.quarterly_cutoffs(first, last, horizon, holdout_weeks=13)
+        cutoffs = evaluate.quarterly_cutoffs(first, last, horizon, holdout_weeks=13, min_history=4)
     except UserError as error:
-        assert weeks - 1 <= 2 * horizon
+        assert weeks - 1 <= 2 * horizon or weeks - 1 < horizon + 4
         assert f"{weeks} weeks of sales are too few to test forecasts {horizon} weeks ahead" in str(error)
         return
+    evaluate.check_cutoffs(first, last, 4, cutoffs)
     assert cutoffs == sorted(set(cutoffs)) and 1 <= len(cutoffs) <= 4
     assert cutoffs[-1] == last - timedelta(weeks=horizon)
     assert all(b - a == timedelta(weeks=13) for a, b in itertools.pairwise(cutoffs))
     if len(cutoffs) > 1:
         assert cutoffs[0] >= first + timedelta(weeks=52 + 13 + horizon)
+
+
+@given(st.integers(1, 20), st.lists(st.integers(-30, 200), min_size=1, max_size=3))
+def test_only_weeks_with_history_and_a_week_after_them_are_cutoffs(weeks: int, days: list[int]) -> None:
+    first, last = CUTOFF, CUTOFF + timedelta(weeks=weeks - 1)
+    wrong = [day for day in days if day % 7 or not 4 <= day // 7 <= weeks - 2]
+    cutoffs = [first + timedelta(day) for day in days]
+    if not wrong:
+        evaluate.check_cutoffs(first, last, 4, cutoffs)
+        return
+    named = ", ".join(str(first + timedelta(day)) for day in wrong)
+    with pytest.raises(UserError, match=f"no backtest from {named}: a cutoff is a week of the data"):
+        evaluate.check_cutoffs(first, last, 4, cutoffs)
 
 
 class Lag1Bundle:
@@ -131,3 +147,25 @@ def test_a_cutoff_outside_the_data_is_named() -> None:
     )
     with pytest.raises(UserError, match="cutoff 2024-01-06 is not a week of the data, which run from 2024-01-05 to"):
         evaluate.base_rows(training, date(2024, 1, 6))
+
+
+@pytest.mark.parametrize(
+    ("weeks", "back", "message"),
+    [
+        (60, 0, "no backtest from .*: a cutoff is a week of the data"),
+        (60, 57, "with 4 weeks before it and one after it"),
+        (6, None, "6 weeks of sales are too few to test forecasts 8 weeks ahead"),
+    ],
+    ids=["nothing after it", "nothing before it", "short history"],
+)
+def test_what_cannot_be_tested_is_refused_before_any_work(
+    weeks: int, back: int | None, message: str, tmp_path: Path
+) -> None:
+    work = Workdir(tmp_path / "work")
+    last = data.generate(work.raw, stores=2, depts=2, weeks=weeks).last_week
+    cutoffs = None if back is None else [last - timedelta(weeks=back)]
+    with pytest.raises(UserError, match=message):
+        pipeline.backtest(work, work.raw, TrainConfig(), cutoffs, work.backtest)
+    with pytest.raises(UserError, match=message):
+        pipeline.run(work, lambda _: None, TrainConfig(), cutoffs, lambda _: None)
+    assert not list(work.data.glob("*.parquet"))
