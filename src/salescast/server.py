@@ -1,7 +1,7 @@
 """The forecast server: KServe's model server with our routes (DESIGN §8).
 
-KServe runs uvicorn and gRPC, health, signals and workers. Its own REST routes are not used: they let anybody unload
-the model, read bodies of any size and answer 500 to some malformed requests.
+KServe runs uvicorn and gRPC, health and signals. Its own REST routes are not used, and its gRPC methods only where they
+are allowed: the others let anybody unload the model, read bodies of any size and answer 500 to some malformed requests.
 """
 
 import gc
@@ -9,16 +9,22 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import kserve.model_server
+from grpc import HandlerCallDetails, RpcMethodHandler, aio
 from kserve import InferRequest, InferResponse, Model, ModelServer
 from kserve.errors import InvalidInput
 from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
+from kserve.protocol.grpc.server import GRPCServer
+from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.rest.server import RESTServer
 from prometheus_client import Counter
 
@@ -26,6 +32,12 @@ from salescast import protocol, protocol_v2, routes
 from salescast.config import settings
 from salescast.forecaster import BusyError, Forecaster, UnavailableError
 from salescast.schema import MODEL_NAME
+
+# Every other method is UNIMPLEMENTED, those that a later KServe brings included.
+GRPC_METHODS: Final = frozenset(
+    f"/inference.GRPCInferenceService/{name}"
+    for name in ("ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerMetadata", "ServerReady")
+)
 
 REQUESTS = Counter("salescast_requests", "Requests for forecasts, by how they ended", ["protocol", "outcome"])
 
@@ -125,8 +137,36 @@ class RestServer(RESTServer):  # type: ignore[misc]
             await self._server.serve(sockets=[listener])
 
 
+class AllowedMethods(aio.ServerInterceptor):  # type: ignore[misc]
+    """Finds a handler for GRPC_METHODS only."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[HandlerCallDetails], Awaitable[RpcMethodHandler | None]],
+        handler_call_details: HandlerCallDetails,
+    ) -> RpcMethodHandler | None:
+        return await continuation(handler_call_details) if handler_call_details.method in GRPC_METHODS else None
+
+
+class GrpcServer(GRPCServer):  # type: ignore[misc]
+    """KServe's gRPC server with our interceptor in it, for which KServe has no parameter."""
+
+    async def start(self, max_workers: int) -> None:
+        sizes = ("grpc_max_send_message_length", "grpc_max_receive_message_length")
+        self._server = aio.server(
+            ThreadPoolExecutor(max_workers),
+            interceptors=(AllowedMethods(), ExceptionToStatusInterceptor()),
+            options=[(name.replace("_", ".", 1), self._kwargs[name]) for name in sizes],
+        )
+        servicer = InferenceServicer(self._data_plane, self._model_repository_extension)
+        add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
+        self._server.add_insecure_port(f"[::]:{self._port}")
+        await self._server.start()
+        await self._server.wait_for_termination()
+
+
 class Server(ModelServer):  # type: ignore[misc]
-    """KServe's server with our REST server in it, which keeps the model until the last request is answered."""
+    """KServe's server with our REST and gRPC servers in it; it keeps the model until the last request is answered."""
 
     def __init__(self, http_port: int, grpc_port: int, shared: bool) -> None:
         super().__init__(
@@ -137,7 +177,8 @@ class Server(ModelServer):  # type: ignore[misc]
         )
         self.dataplane = Plane(model_registry=self.registered_models)
         RestServer.shared = shared
-        kserve.model_server.RESTServer = RestServer  # KServe has no parameter for it
+        kserve.model_server.RESTServer = RestServer  # KServe has no parameter for them
+        kserve.model_server.GRPCServer = GrpcServer
 
     def stop(self, sig: int) -> None:
         self.registered_models = ModelRepository()  # what KServe would unload at once
