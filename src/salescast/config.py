@@ -57,8 +57,9 @@ class Settings(BaseSettings):
     model_poll_seconds: float = Field(default=5.0, gt=0, validation_alias="SALESCAST_MODEL_POLL_SECONDS")
     # Seconds that a server which was told to stop gives to the requests under way.
     shutdown_seconds: int = Field(default=30, ge=1, validation_alias="SALESCAST_SHUTDOWN_SECONDS")
-    # Not checked unless set: history that is served for a demonstration may be years old.
-    max_feature_age_days: float | None = Field(default=None, gt=0, validation_alias="SALESCAST_MAX_FEATURE_AGE_DAYS")
+    # Days since the end of the upcoming week after which its features are not served. They are replaced when its sales
+    # arrive, a week after the last ones; twice that, so that one late delivery is no outage. `inf` serves history.
+    max_feature_age_days: float = Field(default=14.0, gt=0, validation_alias="SALESCAST_MAX_FEATURE_AGE_DAYS")
 
     @field_validator("mlflow_tracking_uri")
     @classmethod

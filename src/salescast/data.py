@@ -34,6 +34,7 @@ STORES: Final = "stores.parquet"
 PLAN: Final = "plan.parquet"
 META: Final = "dataset.json"
 REJECTED: Final = "rejected.csv"
+GENERATED: Final = "generated"  # the source of a dataset that `generate` made
 
 PLAN_KEYS: Final[dict[str, pl.DataType]] = {**KEY_TYPES, "week": pl.Date(), "known_at": pl.Datetime("us", "UTC")}
 ROW_GROUP: Final = 128_000  # rows: small enough to read single stores, large enough to compress
@@ -74,6 +75,14 @@ class Dataset:
             ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{raw_dir / META} cannot be used ({error}); generate or import the data again") from None
+
+
+def is_generated(folder: Path) -> bool:
+    """Whether a folder describes generated data, whose dates mean nothing. False for one that describes none."""
+    try:
+        return Dataset.read(folder).source == GENERATED
+    except UserError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,7 @@ def generate(out: Path, stores: int = 45, depts: int = 14, weeks: int = 104, see
             store_weeks.write(chunk.store_weeks)
             static.write(chunk.stores)
         meta = Dataset(
-            source="generated",
+            source=GENERATED,
             rows=sales.rows,
             series=stores * depts,
             stores=stores,

@@ -22,9 +22,9 @@ import torch
 from kserve.errors import ServerNotReady
 from prometheus_client import Counter, Gauge, Histogram
 
-from salescast import bundle, schema
+from salescast import bundle, data, schema
 from salescast.bundle import BROKEN, Bundle
-from salescast.config import Settings
+from salescast.config import Settings, workdir_of_repo
 from salescast.errors import UserError
 from salescast.online import Database, OnlineReader, OnlineRows, StoreDownError, open_database, read_options
 from salescast.protocol import Answer, Limits, Query, RequestError
@@ -125,6 +125,7 @@ class Forecaster:
         """Raises UserError when there is no usable bundle or feature repo."""
         torch.set_num_threads(1)  # small batches; more threads only get in each other's way
         self._folder, self._settings = folder, settings
+        self._dataset = workdir_of_repo(repo).data
         project, options = read_options(repo / settings.feature_store_yaml)
         database = open_database(options, repo, settings.online_timeout)
         self._load = partial(open_served, folder, project, database, settings)
@@ -236,7 +237,7 @@ class Forecaster:
             raise UnavailableError(f"online store: {error}") from None
         read = time.perf_counter()
         READ_SECONDS.observe(read - start)
-        outcomes = _Cut(served, rows, self._settings.max_feature_age_days)
+        outcomes = _Cut(served, rows, self._settings.max_feature_age_days, self._dataset)
         MODEL_SECONDS.observe(time.perf_counter() - read)
         answers: list[Answer | RequestError | UnavailableError] = []
         first = 0
@@ -249,12 +250,15 @@ class Forecaster:
 class _Cut:
     """The forecast of a whole batch, from which each query gets its part."""
 
-    def __init__(self, served: Served, rows: OnlineRows, max_age_days: float | None) -> None:
+    def __init__(self, served: Served, rows: OnlineRows, max_age_days: float, dataset: Path) -> None:
         self.served, self.rows, self.max_age_days = served, rows, max_age_days
         weeks = rows.columns[schema.TIMESTAMP].astype(np.int64) / 1e6
         if len(weeks):
             self.forecast = served.model.predict(rows.columns)
             self.age_days = np.maximum(time.time() - weeks, 0.0) / DAY
+            self.too_old = self.age_days > max_age_days
+            if self.too_old.any() and data.is_generated(dataset):
+                self.too_old[:] = False
             FEATURE_AGE.set(self.age_days.max())
             for name, count in self.forecast.outside.items():
                 OUTSIDE.labels(name).inc(count)
@@ -265,11 +269,11 @@ class _Cut:
         if (at < 0).any():
             return self._refusal(query, first, int(np.argmax(at < 0)))
         age = float(self.age_days[at].max())
-        if self.max_age_days is not None and age > self.max_age_days:
+        if self.too_old[at].any():
             number = int(np.argmax(self.age_days[at]))
             return UnavailableError(
                 f"features of instances[{number}] are {age:.1f} days old, allowed are {self.max_age_days:g}; "
-                "materialize newer ones"
+                "import newer sales and materialize, or set SALESCAST_MAX_FEATURE_AGE_DAYS"
             )
         INSTANCES.inc(len(query.pairs))
         FORECASTS.labels(self.served.version).inc(len(query.pairs) * query.horizon)

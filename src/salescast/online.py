@@ -6,7 +6,9 @@ a protobuf message to parse in Python: 154 ms on 2 cores. Here they are 1,890 ro
 does not import Feast, whose import alone takes longer than the server may take to start.
 """
 
+import hashlib
 import os
+import re
 import socket
 import sqlite3
 import threading
@@ -51,10 +53,20 @@ CREATE: Final = (
     "created_ts BIGINT, features TEXT NOT NULL)"
 )
 DROP: Final = 'DROP TABLE IF EXISTS "{table}"'
+# The newest event time wins, then the newest created time (none is the oldest), then the row that is written last.
 UPSERT: Final = (
     'INSERT INTO "{table}" VALUES ({mark}, {mark}, {mark}, {mark}) ON CONFLICT (entity_key) DO UPDATE SET '
-    "event_ts = excluded.event_ts, created_ts = excluded.created_ts, features = excluded.features"
+    "event_ts = excluded.event_ts, created_ts = excluded.created_ts, features = excluded.features "
+    f"WHERE (excluded.event_ts, COALESCE(excluded.created_ts, {-(1 << 62)})) >= "
+    f'("{{table}}".event_ts, COALESCE("{{table}}".created_ts, {-(1 << 62)}))'
 )
+CLEAR: Final = 'DELETE FROM "{table}"'
+PLAIN_PROJECT: Final = re.compile("[a-z0-9]+")
+PLAIN_VIEW: Final = re.compile("[a-z0-9_]+")
+LONGEST_NAME: Final = 63  # bytes; PostgreSQL cuts the rest off
+
+
+NO_TABLE: Final = "; `salescast apply`, then `salescast materialize` make and fill it"
 
 
 class StoreDownError(Exception):
@@ -70,7 +82,8 @@ class Database(Protocol):
     def keys(self, keys: Sequence[str]) -> Any: ...
     def fetch(self, sql: str, parameters: Sequence[Any]) -> list[Row]: ...
     def run(self, sql: str) -> None: ...
-    def write(self, sql: str, rows: Iterable[Row]) -> None: ...
+    def write(self, table: str, rows: Iterable[Row]) -> None: ...
+    def replace(self, tables: Mapping[str, Iterable[Row]]) -> None: ...
 
 
 class Sqlite:
@@ -92,16 +105,28 @@ class Sqlite:
             ) as file:
                 return file.execute(sql, parameters).fetchall()
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise StoreDownError(f"SQLite {self.path}: {error}") from error
+            advice = NO_TABLE if str(error).startswith("no such table") else ""
+            raise StoreDownError(f"SQLite {self.path}: {error}{advice}") from error
 
     def run(self, sql: str) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(self.path, timeout=WRITE_TIMEOUT)) as file, file:
             file.execute(sql)
 
-    def write(self, sql: str, rows: Iterable[Row]) -> None:
+    def write(self, table: str, rows: Iterable[Row]) -> None:
+        """Insert the rows that are newer than the stored ones of their entities."""
         with closing(sqlite3.connect(self.path, timeout=WRITE_TIMEOUT)) as file, file:
-            file.executemany(sql, rows)
+            file.executemany(UPSERT.format(table=table, mark=self.mark), rows)
+
+    def replace(self, tables: Mapping[str, Iterable[Row]]) -> None:
+        """Put rows in the place of all that the tables hold, in one transaction."""
+        connection = sqlite3.connect(self.path, timeout=WRITE_TIMEOUT, isolation_level="IMMEDIATE")
+        with closing(connection) as file:
+            file.execute("PRAGMA cache_spill = OFF")  # readers are kept out while the commit is written, not earlier
+            with file:
+                for table, rows in tables.items():
+                    file.execute(CLEAR.format(table=table))
+                    file.executemany(UPSERT.format(table=table, mark=self.mark), rows)
 
 
 class Postgres:
@@ -132,7 +157,8 @@ class Postgres:
             return attempts(self._fetch, sql, parameters)
         except psycopg.Error as error:
             where = f"{self.connection.get('host')}:{self.connection.get('port')}"
-            raise StoreDownError(f"PostgreSQL {where}: {str(error).strip() or type(error).__name__}") from error
+            advice = NO_TABLE if isinstance(error, psycopg.errors.UndefinedTable) else ""
+            raise StoreDownError(f"PostgreSQL {where}: {str(error).strip() or type(error).__name__}{advice}") from error
 
     def _fetch(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
         with self._open().connection() as connection:
@@ -166,11 +192,23 @@ class Postgres:
         with psycopg.connect(**self.connection) as connection:
             connection.execute(sql.encode())
 
-    def write(self, sql: str, rows: Iterable[Row]) -> None:
+    def write(self, table: str, rows: Iterable[Row]) -> None:
+        """Insert the rows that are newer than the stored ones of their entities."""
         import psycopg
 
         with psycopg.connect(**self.connection) as connection, connection.cursor() as cursor:
-            cursor.executemany(sql.encode(), rows)
+            cursor.executemany(UPSERT.format(table=table, mark=self.mark).encode(), rows)
+
+    def replace(self, tables: Mapping[str, Iterable[Row]]) -> None:
+        """Put rows in the place of all that the tables hold, in one transaction."""
+        import psycopg
+
+        with psycopg.connect(**self.connection) as connection, connection.cursor() as cursor:
+            for table in sorted(tables):  # always in the same order, so that two of these never wait for each other
+                # Keeps other writers out and lets readers in, who see the rows before.
+                cursor.execute(f'LOCK TABLE "{table}" IN SHARE ROW EXCLUSIVE MODE'.encode())
+                cursor.execute(CLEAR.format(table=table).encode())
+                cursor.executemany(UPSERT.format(table=table, mark=self.mark).encode(), tables[table])
 
 
 def _shut_down(descriptor: int) -> None:
@@ -191,7 +229,9 @@ def open_database(options: Mapping[str, Any], repo: Path, timeout: float = 5.0) 
     schema = options.get("db_schema") or "public"
     connection = {name: options[name] for name in ("host", "user", "password", "sslmode") if options.get(name)}
     connection |= {"port": int(options.get("port") or 5432), "dbname": options["database"]}
-    return Postgres({**connection, "options": f"-c search_path={schema}"}, timeout)
+    # A name in double quotes, as SQL has it; in `options` a backslash takes away what the next character means.
+    path = re.sub(r"[\\\s]", r"\\\g<0>", '"' + schema.replace('"', '""') + '"')
+    return Postgres({**connection, "options": f"-c search_path={path}"}, timeout)
 
 
 def read_options(feature_store_yaml: Path) -> tuple[str, dict[str, Any]]:
@@ -217,7 +257,17 @@ def entity_key(values: Mapping[str, Any]) -> str:
 
 
 def table_name(project: str, view: str) -> str:
-    return f"{project}_{view}_rows"
+    """The table of a view: its own, and nothing in it but `a-z`, `0-9` and `_`, whatever the names are.
+
+    Plain names stand in it as they are: a project without `_`, so that it is clear where the view begins. All others
+    are told apart by a digest, as databases cut long names off and do not all tell `A` from `a`.
+    """
+    name = f"{project}_{view}_rows"
+    if PLAIN_PROJECT.fullmatch(project) and PLAIN_VIEW.fullmatch(view) and len(name) <= LONGEST_NAME:
+        return name
+    readable = re.sub("[^a-z0-9_]", "_", f"{project}_{view}".lower())[:24]
+    digest = hashlib.sha256(orjson.dumps([project, view])).hexdigest()[:32]
+    return f"_{readable}_{digest}_rows"  # no project begins with `_`
 
 
 def select(database: Database, tables: Sequence[str], keys: Sequence[str]) -> list[Row]:

@@ -5,11 +5,13 @@
       path: online_store.db          # SQLite, relative to the feature repo
       # host, port, database, user, password, sslmode, db_schema: PostgreSQL, as Feast's own store has them
 
-A write replaces the whole row of an entity. Feature types: numbers, strings, booleans and lists of them.
+A write replaces the whole row of an entity, unless the stored one is newer: the newest event time wins, then the newest
+created time, then what is written last. Feature types: numbers, strings, booleans and lists of them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ from pydantic import StrictStr
 from salescast.online import (
     CREATE,
     DROP,
-    UPSERT,
     Database,
+    Row,
     entity_key,
     open_database,
     select,
@@ -54,6 +56,7 @@ class RowOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Feast
 
 class RowOnlineStore(OnlineStore):  # type: ignore[misc]
     _database: Database | None = None
+    _held: dict[str, list[Row]] | None = None  # by table, what `replacing` will write
 
     def _open(self, config: RepoConfig) -> Database:
         if self._database is None:
@@ -69,10 +72,27 @@ class RowOnlineStore(OnlineStore):  # type: ignore[misc]
     ) -> None:
         keyed = [(_key(key), _micros(time), created and _micros(created), _json(v)) for key, v, time, created in data]
         rows = [(key, time, created, with_checksum(key, time, json)) for key, time, created, json in keyed]
-        database = self._open(config)
-        database.write(UPSERT.format(table=table_name(config.project, table.name), mark=database.mark), rows)
+        name = table_name(config.project, table.name)
+        if self._held is not None and name in self._held:
+            self._held[name] += rows
+        else:
+            self._open(config).write(name, rows)
         if progress:
             progress(len(data))
+
+    @contextmanager
+    def replacing(self, config: RepoConfig, views: Sequence[str]) -> Iterator[None]:
+        """Hold what is written to `views` until the end of the block, then put it in the place of all they hold.
+
+        All in one transaction: readers see the rows before or the rows after. An error in the block leaves the store as
+        it was.
+        """
+        self._held = {table_name(config.project, view): [] for view in views}
+        try:
+            yield
+            self._open(config).replace(self._held)
+        finally:
+            self._held = None
 
     def online_read(
         self,

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feast_asof.parquet import FileWriter
-from salescast import parquet, schema
+from salescast import data, parquet, schema
 from salescast.config import Workdir, settings
 from salescast.errors import UserError
 from salescast.files import replace_dir, replace_file
@@ -46,9 +46,9 @@ def feast_fields(columns: Mapping[str, pl.DataType]) -> "list[Field]":
     return [Field(name=name, dtype=types[dtype]) for name, dtype in columns.items()]
 
 
-def planned_schema(data: Path) -> dict[str, pl.DataType]:
+def planned_schema(folder: Path) -> dict[str, pl.DataType]:
     """The columns of inputs planned ahead: they differ by dataset and follow the fixed ones of the seasonal view."""
-    return schema.planned_columns(pl.read_parquet_schema(data / f"{schema.SEASONAL_VIEW}.parquet"))
+    return schema.planned_columns(pl.read_parquet_schema(folder / f"{schema.SEASONAL_VIEW}.parquet"))
 
 
 def install_repo(workdir: Workdir) -> Path:
@@ -147,7 +147,8 @@ def apply(workdir: Workdir, yaml: str | None = None) -> None:
 def materialize(workdir: Workdir) -> int:
     """Bring the newest row of every series, the upcoming week, into the online store; returns the number of series.
 
-    Raises UserError for feature files that cannot be used.
+    Afterwards the store holds these rows and no others: series that have left the data are no longer served. Readers
+    see all rows before or all rows after. Raises UserError for feature files that cannot be used.
     """
     feature_digests(workdir)
     newest = pl.scan_parquet(workdir.data / f"{schema.SALES_VIEW}.parquet").select(
@@ -156,10 +157,30 @@ def materialize(workdir: Workdir) -> int:
         series=pl.struct(schema.KEYS).n_unique(),
     )
     first, last, series = newest.collect().row(0)
+    from salescast.online_store import RowOnlineStore
+
+    _tell_of_history(workdir, last)
     with _quiet(), _stores():
         store = open_store(workdir)
-        store.materialize(first - timedelta(days=1), last + timedelta(days=1))
+        online = store._get_provider().online_store
+        # Feast's own stores, to which benchmarks compare, cannot do this.
+        whole = (
+            online.replacing(store.config, VIEWS) if isinstance(online, RowOnlineStore) else contextlib.nullcontext()
+        )
+        with whole:
+            store.materialize(first - timedelta(days=1), last + timedelta(days=1))
     return int(series)
+
+
+def _tell_of_history(workdir: Workdir, upcoming: datetime) -> None:
+    """Warn of features that the server will refuse as too old."""
+    age, allowed = (datetime.now(UTC) - upcoming) / timedelta(days=1), settings().max_feature_age_days
+    if age > allowed and not data.is_generated(workdir.data):
+        logger.warning(
+            "the upcoming week of this data, %s, is %.0f days ago; the server refuses features older than %g days. "
+            "Import newer sales, or set SALESCAST_MAX_FEATURE_AGE_DAYS=inf for the server to serve history",
+            upcoming.date(), age, allowed,
+        )  # fmt: skip
 
 
 def view_files(workdir: Workdir) -> list[Path]:

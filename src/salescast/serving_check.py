@@ -1,5 +1,6 @@
 """Start the forecast server as a process of its own, ask it for a few series, and compare with the offline forecast."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -41,8 +42,9 @@ def server(work: Workdir) -> Iterator[str]:
     command = [sys.executable, "-m", "salescast.cli", "serve", "--workdir", str(work.root)]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*command, "--port", str(port), "--grpc-port", str(free_port())], stdout=out, stderr=subprocess.STDOUT
-        )
+            [*command, "--port", str(port), "--grpc-port", str(free_port())], stdout=out, stderr=subprocess.STDOUT,
+            env=os.environ | {"SALESCAST_MAX_FEATURE_AGE_DAYS": "inf"},  # compared is what is there, history as well
+        )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + READY_SECONDS

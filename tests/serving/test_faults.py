@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import json
+import math
 import re
 import shutil
 import signal
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
@@ -106,15 +108,43 @@ def test_features_missing_partly_missing_and_back(running: Running, root: Path) 
         assert client.get(READY).status_code == 200
 
 
-def test_features_that_are_too_old(world: World) -> None:
-    settings = Settings(max_feature_age_days=3)
-    forecaster = Forecaster(world.root / "models", world.root / "feature_repo", settings)
-    query = Query([(1, 1), (2, 2)], 2, (0.1,))
+def test_features_that_are_too_old(world: World, tmp_path: Path) -> None:
+    def age(root: Path, **limit: float) -> float:
+        forecaster = Forecaster(root / "models", root / "feature_repo", Settings(**limit))
+        return asyncio.run(forecaster.answer(lambda _: Query([(1, 1), (2, 2)], 2, (0.1,)))).feature_age_days
+
+    assert age(world.root) > 14  # the weeks of generated data mean nothing
+    imported = world.copy(tmp_path / "imported")
+    change_dataset(imported, source="sales.csv")
     with pytest.raises(UnavailableError) as caught:
-        asyncio.run(forecaster.answer(lambda _: query))
+        age(imported)
     assert re.fullmatch(
-        r"features of instances\[0\] are [0-9.]+ days old, allowed are 3; materialize newer ones", caught.value.reason
+        r"features of instances\[0\] are [0-9.]+ days old, allowed are 14; import newer sales and materialize, "
+        "or set SALESCAST_MAX_FEATURE_AGE_DAYS",
+        caught.value.reason,
     )
+    assert age(imported, max_feature_age_days=math.inf) > 14
+    for days, allowed in ((13.9, True), (14.1, False)):
+        ago = round((time.time() - days * 86_400) * 1e6)
+        for view in ("sales", "store", "seasonal"):
+            change_store(
+                imported,
+                f"UPDATE salescast_{view}_features_rows SET event_ts = {ago}, features = "
+                f"checked(entity_key, {ago}, features)",
+            )
+        if allowed:
+            assert age(imported) == pytest.approx(days, abs=0.05)
+        else:
+            with pytest.raises(UnavailableError, match=r"14\.1 days old"):
+                age(imported)
+    (imported / "data" / "dataset.json").unlink()
+    with pytest.raises(UnavailableError, match=r"14\.1 days old"):
+        age(imported)
+
+
+def change_dataset(root: Path, **values: str) -> None:
+    path = root / "data" / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 # --- bundles ---

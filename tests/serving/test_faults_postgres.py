@@ -18,7 +18,7 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
-from salescast.online import CREATE, UPSERT, Postgres, open_database
+from salescast.online import CREATE, Postgres, open_database
 
 from .conftest import PREDICT, READY, Running, World, answers, wait
 
@@ -55,7 +55,7 @@ def on_postgres(
         for table in tables:
             database.run(CREATE.format(table=table))
             rows = file.execute(f'SELECT * FROM "{table}"').fetchall()
-            database.write(UPSERT.format(table=table, mark=database.mark), rows)
+            database.write(table, rows)
     return root
 
 

@@ -1,10 +1,12 @@
 """The online store of rows: what is written is read, through Feast and beside it, in SQLite and in PostgreSQL."""
 
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,14 @@ import orjson
 import polars as pl
 import psycopg
 import pytest
+from feast.repo_operations import is_valid_name
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from salescast.errors import UserError
 from salescast.online import (
     CREATE,
-    UPSERT,
+    DROP,
     Database,
     OnlineReader,
     Postgres,
@@ -70,7 +75,7 @@ def put(database: Database, view: str, rows: dict[tuple[int, int], dict[str, obj
         for (store, dept), row in rows.items()
     ]
     values = [(key, micros, None, with_checksum(key, micros, features)) for key, features in keyed]
-    database.write(UPSERT.format(table=table, mark=database.mark), values)
+    database.write(table, values)
 
 
 def fill(database: Database, pairs: list[tuple[int, int]]) -> None:
@@ -142,10 +147,133 @@ def test_a_view_without_the_series_makes_it_incomplete(database: Database) -> No
 def test_views_of_different_weeks_are_not_mixed(database: Database) -> None:
     fill(database, [(1, 1), (1, 2)])
     put(database, "sales_features", {(1, 2): {"lag_1": 1.0, "month": 1}}, WEEK + timedelta(weeks=1))
-    put(database, "store_features", {(1, 1): {"store_type": "A", "store_size": 1}}, WEEK - timedelta(weeks=104))
+    put(database, "sales_features", {(1, 1): {"lag_1": 1.0, "month": 1}}, WEEK + timedelta(weeks=1))
+    put(database, "seasonal_features", {(1, 1): {"recent": [1.0]}}, WEEK + timedelta(weeks=1))
     rows = reader(database).read([(1, 1), (1, 2)])
     assert rows.position.tolist() == [0, -1]
     assert rows.incomplete == {1: "its feature views are of different weeks"}
+
+
+# The database stays open over all examples, and each brings tables of its own.
+examples = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+numbers = count()
+times = st.tuples(st.integers(0, 3), st.none() | st.integers(0, 2))  # event, created
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from("abc"), times), max_size=5), max_size=5))
+@examples
+def test_the_newest_event_time_wins_then_the_newest_created_time(
+    database: Database, batches: list[list[tuple[str, tuple[int, int | None]]]]
+) -> None:
+    table = f"newest{next(numbers)}"
+    database.run(CREATE.format(table=table))
+    expected: dict[str, tuple[int, int | None, str]] = {}
+    written = count()
+    for batch in batches:
+        rows = [(key, event, created, str(next(written))) for key, (event, created) in batch]
+        database.write(table, rows)
+        for key, event, created, features in rows:
+            before = expected.get(key)
+            older = before is not None and (event < before[0] or (event == before[0] and _older(created, before[1])))
+            expected[key] = before if before is not None and older else (event, created, features)
+    found = database.fetch(f'SELECT entity_key, event_ts, created_ts, features FROM "{table}"', [])
+    assert {key: tuple(row) for key, *row in found} == expected
+
+
+def _older(a: int | None, b: int | None) -> bool:
+    """Whether created time `a` is before `b`; one that is not known is before all others."""
+    return b is not None and (a is None or a < b)
+
+
+def names(alphabet: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.text(alphabet, min_size=1, max_size=80)
+
+
+# Feast takes these: a project of letters, digits, "_" and "-", a view of anything but "@" and ":".
+alike = st.sampled_from("aA_-ä1")
+projects = names(alike | st.characters(categories=["L", "Nd"])).filter(is_valid_name)
+views = names(alike | st.sampled_from('"%;. \\?{}\x00')) | names(st.characters(codec="utf-8", exclude_characters="@:"))
+
+
+@given(st.lists(st.tuples(projects, views), min_size=2, max_size=4, unique=True))
+@example([("a", "b_c"), ("a_b", "c"), ("a", "B_c"), ("A", "b_c")])
+@example([("p", "v"), ("p", 'x"; DROP TABLE p_v_rows; --'), ("p", "100%s"), ("p", "{mark}")])
+@example([("p", "v" * 70 + "1"), ("p", "v" * 70 + "2"), ("ä" * 40, "ö" * 40), ("ä" * 40, "ö" * 41)])
+@examples
+def test_every_view_has_rows_of_its_own_whatever_its_name(database: Database, named: list[tuple[str, str]]) -> None:
+    tables = [table_name(project, view) for project, view in named]
+    for table in tables:
+        database.run(DROP.format(table=table))
+    for number, table in enumerate(tables):
+        database.run(CREATE.format(table=table))
+        key = entity_key({"store_id": 1, "dept_id": 1})
+        database.write(table, [(key, 0, None, with_checksum(key, 0, orjson.dumps({"n": number}).decode()))])
+
+    def read(number: int) -> list[float]:
+        project, view = named[number]
+        found: list[float] = OnlineReader(database, project, {view: {"n": pl.Int32()}}).read([(1, 1)]).columns["n"]
+        return list(found)
+
+    assert [read(number) for number in range(len(named))] == [[number] for number in range(len(named))]
+    database.run(DROP.format(table=tables[0]))
+    assert [read(number) for number in range(1, len(named))] == [[number] for number in range(1, len(named))]
+    with pytest.raises(StoreDownError, match="`salescast apply`, then `salescast materialize` make and fill it"):
+        read(0)
+
+
+def test_plain_names_keep_the_table_they_had() -> None:
+    assert table_name("salescast", "sales_features") == "salescast_sales_features_rows"
+
+
+@given(st.lists(st.tuples(projects, views), min_size=2, max_size=2, unique=True))
+def test_names_of_tables_are_short_plain_and_different(named: list[tuple[str, str]]) -> None:
+    tables = [table_name(project, view) for project, view in named]
+    assert len(set(tables)) == 2
+    assert all(re.fullmatch("[a-z0-9_]{1,63}", table) for table in tables)
+
+
+@pytest.mark.parametrize("schema", ["Mine", 'my "own\\ one"', "a,b", "100%"])
+def test_a_schema_of_any_name_is_the_one_that_is_used(postgres: dict[str, str], tmp_path: Path, schema: str) -> None:
+    admin = open_database(postgres, tmp_path)
+    quoted = schema.replace('"', '""')
+    admin.run(f'CREATE SCHEMA "{quoted}"')
+    database = open_database({**postgres, "db_schema": schema}, tmp_path)
+    fill(database, [(1, 1)])
+    assert reader(database).read([(1, 1)]).position.tolist() == [0]
+    found = admin.fetch(
+        "SELECT DISTINCT table_schema FROM information_schema.tables WHERE table_name LIKE 'p%%rows'", []
+    )
+    assert found == [(schema,)]
+    admin.run(f'DROP SCHEMA "{quoted}" CASCADE')
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_replacing_rows_is_seen_whole_or_not_at_all(database: Database, fails: bool) -> None:
+    fill(database, [(1, 1), (1, 2)])
+    tables = [table_name("p", view) for view in VIEWS]
+    before = reader(database).read([(1, 1), (1, 2), (3, 3)]).position.tolist()
+    seen = []
+
+    def rows() -> Iterator[tuple[str, int, None, str]]:
+        """While these are written, others read."""
+        key = entity_key({"store_id": 3, "dept_id": 3})
+        seen.append(reader(database).read([(1, 1), (1, 2), (3, 3)]).position.tolist())
+        yield key, 0, None, with_checksum(key, 0, '{"lag_1":1,"month":1,"store_type":"A","store_size":1,"recent":[1]}')
+        seen.append(reader(database).read([(1, 1), (1, 2), (3, 3)]).position.tolist())
+        if fails:
+            raise OSError
+
+    def replace() -> None:
+        database.replace({table: rows() for table in tables})
+
+    if fails:
+        with pytest.raises(OSError):
+            replace()
+    else:
+        replace()
+    assert len(seen) == (2 if fails else 6) and all(positions == before for positions in seen)
+    after = reader(database).read([(1, 1), (1, 2), (3, 3)]).position.tolist()
+    assert after == (before if fails else [-1, -1, 0])
 
 
 def test_a_feature_that_the_store_lacks_is_an_error(database: Database) -> None:
@@ -252,7 +380,7 @@ def test_options_are_read_as_feast_reads_them(tmp_path: Path, monkeypatch: pytes
     assert isinstance(database, Postgres)
     assert database.connection == {
         "host": "db", "port": 5433, "dbname": "d", "user": "u", "password": "s:e@c/r#t", "sslmode": "require",
-        "options": "-c search_path=public",
+        "options": '-c search_path="public"',
     }  # fmt: skip
 
 
