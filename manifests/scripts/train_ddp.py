@@ -7,7 +7,7 @@ import os
 import sys
 
 from salescast import data, pipeline, train
-from salescast.config import TrainConfig, Workdir, settings
+from salescast.config import Workdir, settings, train_config
 from salescast.errors import UserError
 
 
@@ -15,7 +15,7 @@ def main() -> int:
     if os.environ.get("RANK", "0") != "0":
         return train.run_plan(None)
     work = Workdir(settings().workdir)
-    config = TrainConfig(epochs=settings().num_epochs, batch_size=settings().batch_size)
+    config = train_config()
     last_week = data.Dataset.read(work.data).last_week
     trained = pipeline.train_stage(work, config, pipeline.default_cutoffs(work, config), final=last_week)
     pipeline.backtest_stage(work, trained)

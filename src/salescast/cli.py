@@ -10,7 +10,7 @@ import typer
 from rich.logging import RichHandler
 
 from salescast import show
-from salescast.config import settings
+from salescast.config import settings, train_config
 from salescast.errors import UserError
 from salescast.locking import locked
 from salescast.options import (
@@ -30,13 +30,11 @@ from salescast.options import (
     SkipOption,
     StoresOption,
     WorkdirOption,
-    config_of,
     dates_of,
     mapping_of,
     names_of,
     workdir_of,
 )
-from salescast.schema import TRAINING_SERVICE_SEASONAL
 
 INTERRUPTED: Final = 130
 BEYOND: Final = 3  # the command did its work, and what it found is not what was asked for
@@ -108,7 +106,7 @@ def data_import(
 
 @app.command("features")
 def build_features(
-    workdir: WorkdirOption = None, data: DataOption = None, horizon: HorizonOption = 8, as_json: JsonOption = False
+    workdir: WorkdirOption = None, data: DataOption = None, horizon: HorizonOption = None, as_json: JsonOption = False
 ) -> None:
     """Compute the feature tables.
 
@@ -118,7 +116,7 @@ def build_features(
 
     work = workdir_of(workdir)
     with locked(work.root):
-        show.features(pipeline.features_stage(work, data or work.raw, horizon), as_json)
+        show.features(pipeline.features_stage(work, data or work.raw, horizon or settings().horizon), as_json)
 
 
 @app.command("apply")
@@ -151,7 +149,7 @@ def materialize_features(workdir: WorkdirOption = None, as_json: JsonOption = Fa
 
 @app.command("retrieve")
 def retrieve_training_set(
-    workdir: WorkdirOption = None, service: ServiceOption = TRAINING_SERVICE_SEASONAL, as_json: JsonOption = False
+    workdir: WorkdirOption = None, service: ServiceOption = None, as_json: JsonOption = False
 ) -> None:
     """Retrieve the training set by a point-in-time join.
 
@@ -161,16 +159,16 @@ def retrieve_training_set(
 
     work = workdir_of(workdir)
     with locked(work.root):
-        training = retrieval.retrieve(work, service)
+        training = retrieval.retrieve(work, service or settings().feature_service)
     show.result(f"training set in {training}", {"training": training}, as_json)
 
 
 @app.command("train")
 def train_model(
     workdir: WorkdirOption = None,
-    horizon: HorizonOption = 8,
-    service: ServiceOption = TRAINING_SERVICE_SEASONAL,
-    seeds: SeedsOption = 1,
+    horizon: HorizonOption = None,
+    service: ServiceOption = None,
+    seeds: SeedsOption = None,
     cutoff: Annotated[str | None, typer.Option(help="Last week seen; by default the last week there is.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -183,7 +181,9 @@ def train_model(
     work = workdir_of(workdir)
     with locked(work.root):
         final = dates_of(cutoff)[0] if cutoff else data.Dataset.read(work.data).last_week
-        trained = pipeline.train_stage(work, config_of(service, horizon, seeds), [], final=final)
+        trained = pipeline.train_stage(
+            work, train_config(feature_service=service, horizon=horizon, members=seeds), [], final=final
+        )
     show.trained(trained, bundle.read_metadata(trained.final)["metrics"], as_json)
 
 
@@ -192,12 +192,12 @@ def run_backtest(
     workdir: WorkdirOption = None,
     data: DataOption = None,
     cutoffs: CutoffsOption = None,
-    horizon: HorizonOption = 8,
+    horizon: HorizonOption = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write: .csv, .parquet, .xlsx.", show_default="WORKDIR/backtest.parquet")
     ] = None,
-    service: ServiceOption = TRAINING_SERVICE_SEASONAL,
-    seeds: SeedsOption = 1,
+    service: ServiceOption = None,
+    seeds: SeedsOption = None,
     no_refit: Annotated[bool, typer.Option("--no-refit", help="Train at the first cutoff only.")] = False,
     others: Annotated[
         str | None, typer.Option("--with", help="Other methods (extra `bench`): lightgbm,mstl,svd.")
@@ -215,7 +215,7 @@ def run_backtest(
         frame = pipeline.backtest(
             work,
             data or work.raw,
-            config_of(service, horizon, seeds),
+            train_config(feature_service=service, horizon=horizon, members=seeds),
             dates_of(cutoffs) if cutoffs else None,
             out or work.backtest,
             refit=not no_refit,
@@ -288,7 +288,9 @@ def show_forecast(
     workdir: WorkdirOption = None,
     store: Annotated[int | None, typer.Option(help="Store id.")] = None,
     dept: Annotated[int, typer.Option(help="Department id; 0 for sales by store only.")] = 0,
-    weeks: HorizonOption = 8,
+    weeks: Annotated[
+        int | None, typer.Option(min=1, max=52, help="Weeks ahead.", show_default="as many as the model forecasts")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every series, to a file.")] = False,
     out: Annotated[
         Path | None,
@@ -394,9 +396,9 @@ def run_pipeline(
     country: CountryOption = "US",
     skip_bad_rows: SkipOption = False,
     cutoffs: CutoffsOption = None,
-    horizon: HorizonOption = 8,
-    service: ServiceOption = TRAINING_SERVICE_SEASONAL,
-    seeds: SeedsOption = 1,
+    horizon: HorizonOption = None,
+    service: ServiceOption = None,
+    seeds: SeedsOption = None,
     seed: SeedOption = 42,
     as_json: JsonOption = False,
 ) -> None:
@@ -419,7 +421,9 @@ def run_pipeline(
     work = workdir_of(workdir)
     dates = dates_of(cutoffs) if cutoffs else None
     with locked(work.root), show.stages() as started:
-        summary = pipeline.run(work, source, config_of(service, horizon, seeds), dates, started)
+        summary = pipeline.run(
+            work, source, train_config(feature_service=service, horizon=horizon, members=seeds), dates, started
+        )
     show.summary(summary, as_json)
 
 

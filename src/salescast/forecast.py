@@ -65,8 +65,11 @@ def write_all(workdir: Workdir, out: Path, model_dir: Path | None = None) -> int
     return frame.height
 
 
-def one(workdir: Workdir, store: int, dept: int, weeks: int, model_dir: Path | None = None) -> pl.DataFrame:
-    """The next `weeks` weeks of one series. Raises UserError for an unknown series and for too many weeks."""
+def one(workdir: Workdir, store: int, dept: int, weeks: int | None, model_dir: Path | None = None) -> pl.DataFrame:
+    """The next `weeks` weeks of one series (None: all that the model forecasts).
+
+    Raises UserError for an unknown series and for too many weeks.
+    """
     model = bundle.load(model_dir or workdir.models)
     rows = upcoming(workdir, (store, dept))
     if rows.is_empty():

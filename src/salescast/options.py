@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
-from salescast.config import TrainConfig, Workdir, settings
+from salescast.config import Workdir, settings
 from salescast.errors import UserError
 from salescast.schema import TRAINING_SERVICE, TRAINING_SERVICE_SEASONAL
 
@@ -18,14 +18,24 @@ WorkdirOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Dataset folder.", show_default="WORKDIR/data/raw")]
-HorizonOption = Annotated[int, typer.Option(min=1, max=52, help="Weeks ahead.")]
+# Without these, the settings hold: what the environment says, else what TrainConfig says.
+HorizonOption = Annotated[
+    int | None, typer.Option(min=1, max=52, help="Weeks ahead.", show_default="SALESCAST_HORIZON, else 8")
+]
 ServiceOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--feature-service", help=f"{TRAINING_SERVICE_SEASONAL}, or {TRAINING_SERVICE} for the published base."
+        "--feature-service",
+        help=f"{TRAINING_SERVICE_SEASONAL}, or {TRAINING_SERVICE} for the published base.",
+        show_default="SALESCAST_FEATURE_SERVICE, else the first",
     ),
 ]
-SeedsOption = Annotated[int, typer.Option(min=1, help="Networks in the ensemble (one bundle, one forward pass).")]
+SeedsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Networks in the ensemble (one bundle, one forward pass).", show_default="SALESCAST_MEMBERS, else 1"
+    ),
+]
 SalesHelp: Final = "CSV or Parquet with Store, Dept, Date, Weekly_Sales"
 FeaturesOption = Annotated[Path | None, typer.Option(help="CSV or Parquet with Store, Date and columns of the week.")]
 StoresOption = Annotated[Path | None, typer.Option(help="CSV or Parquet with Store, Type, Size, Region.")]
@@ -63,14 +73,3 @@ def mapping_of(pairs: list[str]) -> dict[str, str]:
 
 def names_of(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",")) if text else ()
-
-
-def config_of(service: str, horizon: int, seeds: int) -> TrainConfig:
-    return TrainConfig(
-        feature_service=service,
-        horizon=horizon,
-        members=seeds,
-        epochs=settings().num_epochs,
-        batch_size=settings().batch_size,
-        patience=settings().patience,
-    )

@@ -28,7 +28,7 @@ from cluster import (
 from pydantic import AliasChoices
 
 from salescast import cli
-from salescast.config import Settings, Workdir
+from salescast.config import RULES, Settings, TrainConfig, Workdir
 from salescast.schema import MODEL_NAME
 
 DEPLOYED = pytest.mark.parametrize("deployment", list(DEPLOYMENTS))
@@ -419,6 +419,25 @@ def test_training(deployment: str) -> None:
     assert gpus == ({"1"} if deployment == "gpu" else {None})
     published = (MANIFESTS / "06-trainjob.yaml").read_text()
     assert len(re.findall(r'^ +# nvidia\.com/gpu: "1"$', published, re.MULTILINE)) == 2
+
+
+@DEPLOYED
+def test_training_settings_are_set_in_one_place(deployment: str) -> None:
+    """The config map says them to data preparation and training alike; only two published ones are the TrainJob's."""
+    items = resources(deployment)
+    names = {str(Settings.model_fields[name].validation_alias) for name in RULES}
+    configs = configmaps(items)
+    assert configs["salescast"]["SALESCAST_HORIZON"] == str(TrainConfig.horizon)
+    configs["salescast"] |= {"SALESCAST_HORIZON": "13", "SALESCAST_PATIENCE": "3"}
+    found = {}
+    for pod, container in _containers(deployment):
+        if pod.name in ("feast-dataprep", "sales-training"):
+            own = {entry["name"] for entry in container.get("env", [])} & names
+            assert own == ({"NUM_EPOCHS", "BATCH_SIZE"} if pod.name == "sales-training" else set()), container["name"]
+            texts = {name: value for name, value in environment(container, configs).items() if isinstance(value, str)}
+            found[container["name"]] = Settings.model_validate(texts)
+    assert {"features", "node"} <= set(found)
+    assert {(told.horizon, told.patience) for told in found.values()} == {(13, 3)}
 
 
 @DEPLOYED

@@ -21,7 +21,7 @@ import polars as pl
 import pytest
 
 from salescast import cli, data
-from salescast.config import Settings
+from salescast.config import RULES, Settings
 from salescast.serving_check import free_port
 
 from .conftest import SMALL
@@ -145,6 +145,15 @@ def test_the_readme_names_every_variable() -> None:
     assert {name for name in variables if f"`{name}`" not in text} == set()
     shown = set(re.findall(r"`(SALESCAST_\w+)`", text)) - variables
     assert shown == {"SALESCAST_MLFLOW_PORT", "SALESCAST_FEAST_PORT"}, "these are options of one verb"
+
+
+def test_the_readme_has_the_defaults_of_the_training_settings() -> None:
+    table = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", (ROOT / "README.md").read_text(), re.M))
+    for name in RULES:
+        field = Settings.model_fields[name]
+        values = field.default if isinstance(field.default, tuple) else (field.default,)
+        shown = ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
+        assert table[str(field.validation_alias)].strip("`") == shown
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -1,13 +1,43 @@
 """Settings come from the environment, once, and say what is wrong with them."""
 
+import importlib.util
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from salescast.config import Settings, TrainConfig, Workdir, settings, workdir_of_repo
+from salescast import cli, data, pipeline
+from salescast.config import Settings, TrainConfig, Workdir, settings, train_config, workdir_of_repo
 from salescast.errors import UserError
+
+# A value of every training setting that is not its default, and how the environment gives it.
+CHOSEN: dict[str, tuple[str, Any]] = {
+    "feature_service": ("training_features", "training_features"),
+    "horizon": ("13", 13),
+    "quantiles": ("0.1, 0.5, 0.9", (0.1, 0.5, 0.9)),
+    "hidden": ("32,16", (32, 16)),
+    "dropout": ("0.1", 0.1),
+    "members": ("3", 3),
+    "linear": ("false", False),
+    "epochs": ("7", 7),
+    "batch_size": ("64", 64),
+    "learning_rate": ("1e-3", 1e-3),
+    "weight_decay": ("0", 0.0),
+    "clip_norm": ("2", 2.0),
+    "ema": ("0.5", 0.5),
+    "patience": ("4", 4),
+    "holdout_weeks": ("6", 6),
+    "min_history": ("8", 8),
+    "seed": ("1", 1),
+    "device": ("cpu", "cpu"),
+    "bf16": ("0", False),
+    "compile": ("0", False),
+}
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +52,114 @@ def test_the_published_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("BATCH_SIZE", "64")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     found = settings()
-    assert (found.num_epochs, found.batch_size, found.mlflow_tracking_uri) == (3, 64, "http://mlflow:5000")
+    assert (found.epochs, found.batch_size, found.mlflow_tracking_uri) == (3, 64, "http://mlflow:5000")
+
+
+def variable(setting: str) -> str:
+    return str(Settings.model_fields[setting].validation_alias)
+
+
+@pytest.fixture
+def everything_chosen(monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    for name, (text, _) in CHOSEN.items():
+        monkeypatch.setenv(variable(name), text)
+    return TrainConfig(**{name: value for name, (_, value) in CHOSEN.items()})
+
+
+def test_every_training_setting_can_be_given_by_environment(everything_chosen: TrainConfig) -> None:
+    defaults = TrainConfig()
+    assert all(getattr(everything_chosen, field.name) != getattr(defaults, field.name) for field in fields(TrainConfig))
+    assert train_config() == everything_chosen
+    named = train_config(horizon=2, members=5, feature_service="training_features_seasonal")
+    assert (named.horizon, named.members, named.feature_service) == (2, 5, "training_features_seasonal")
+
+
+def test_without_environment_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in CHOSEN:
+        monkeypatch.delenv(variable(name), raising=False)
+    assert train_config() == TrainConfig()
+
+
+def test_commands_and_the_clusters_job_use_the_settings(
+    everything_chosen: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each of them asks of the pipeline, which stands still here."""
+    asked: list[Any] = []
+    monkeypatch.setattr(pipeline, "features_stage", lambda work, raw, horizon: asked.append(horizon))
+    monkeypatch.setattr(pipeline, "train_stage", lambda work, config, *rest, **more: asked.append(config))
+    monkeypatch.setattr(pipeline, "backtest_stage", lambda *rest: None)
+    monkeypatch.setattr(pipeline, "register_stage", lambda *rest: None)
+    data.generate(tmp_path / "data", 1, 1, 120, 1)
+    monkeypatch.setenv("SALESCAST_WORKDIR", str(tmp_path))
+    for command in ("features", "train"):
+        CliRunner().invoke(cli.app, [command])  # what they show of the result is not to be had here
+    script = ROOT / "manifests" / "scripts" / "train_ddp.py"
+    spec = importlib.util.spec_from_file_location("train_ddp", script)
+    assert spec and spec.loader
+    job = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+    assert job.main() == 0
+    assert asked == [everything_chosen.horizon, everything_chosen, everything_chosen]
+
+
+@pytest.mark.parametrize("notebook", ["01-feast-features", "02-training"])
+def test_notebooks_leave_the_choice_to_the_settings(notebook: str) -> None:
+    text = (ROOT / "notebooks" / f"{notebook}.ipynb").read_text()
+    assert "TrainConfig(" not in text and "horizon=" not in text
+    assert ("train_config()" in text) is (notebook == "02-training")
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("NUM_EPOCHS", "many"), ("NUM_EPOCHS", "0"), ("SALESCAST_HTTP_PORT", "70000")]
+    ("name", "value"),
+    [
+        ("feature_service", "inference_features"),
+        ("horizon", 0),
+        ("horizon", 53),
+        ("horizon", "8"),
+        ("quantiles", (0.1, 0.9)),
+        ("quantiles", (0.1, 0.5, 0.9, 0.8)),
+        ("quantiles", (0.0, 0.1, 0.5, 0.9)),
+        ("quantiles", (0.1, 0.5, 0.9, 1.0)),
+        ("quantiles", (0.1, 0.5, 0.5, 0.9)),
+        ("quantiles", 0.5),
+        ("hidden", ()),
+        ("hidden", (16, 0)),
+        ("dropout", 1.0),
+        ("members", 0),
+        ("linear", "no"),
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("learning_rate", 0),
+        ("learning_rate", float("nan")),
+        ("weight_decay", -1),
+        ("clip_norm", 0.0),
+        ("ema", 1.5),
+        ("patience", -1),
+        ("holdout_weeks", 0),
+        ("min_history", -1),
+        ("seed", -1),
+        ("device", "gpu"),
+        ("bf16", 1),
+        ("compile", None),
+    ],
+)
+def test_a_training_setting_that_cannot_be_is_refused_when_it_is_given(name: str, value: Any) -> None:
+    with pytest.raises(UserError) as refused:
+        TrainConfig.from_dict({name: value})
+    assert str(refused.value).startswith(f"training setting {name} must be ")
+    assert f", got {value!r}; " in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NUM_EPOCHS", "many"),
+        ("NUM_EPOCHS", "0"),
+        ("SALESCAST_HTTP_PORT", "70000"),
+        ("SALESCAST_QUANTILES", "0.1,0.9"),
+        ("SALESCAST_HORIZON", "53"),
+        ("SALESCAST_DEVICE", "gpu"),
+    ],
 )
 def test_a_variable_that_cannot_be_used_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
