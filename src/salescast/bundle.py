@@ -110,7 +110,7 @@ class Bundle:
         codes = self.scaler.encode(inputs)
         base, step = torch.from_numpy(inputs.base), torch.from_numpy(inputs.step)
         out = np.empty((len(base), weeks, len(self.levels)))
-        horizons = self.scaler.horizons(weeks)
+        horizons, device = self.scaler.horizons(weeks), self.network.mean.device
         size = max(1, CHUNK // weeks)
         for at in range(0, len(base), size):
             part = slice(at, min(at + size, len(base)))
@@ -118,8 +118,8 @@ class Bundle:
             numeric = torch.cat([base[part].unsqueeze(1).expand(n, weeks, -1), step[part, :weeks]], dim=2).flatten(0, 1)
             index = torch.cat([codes[part].repeat_interleave(weeks, dim=0), horizons.repeat(n).unsqueeze(1)], dim=1)
             with torch.inference_mode():
-                answer = self.network(numeric, index).mean(dim=1)
-            out[part] = answer.view(n, weeks, -1).numpy()
+                answer = self.network(numeric.to(device), index.to(device)).mean(dim=1)
+            out[part] = answer.view(n, weeks, -1).cpu().numpy()
         outside = self.scaler.outside(inputs.base, inputs.step[:, :weeks], codes)
         scale, anchor = inputs.unit[:, :weeks, None], inputs.anchor[:, :weeks, None]
         quantiles = anchor + scale * self._calibrated(out)
@@ -146,7 +146,7 @@ def _content_digest(parts: dict[str, tuple[Weights, Scaler]], meta: Metadata) ->
         digest.update(f"{part}{json.dumps(scaler.to_dict(), sort_keys=True)}".encode())
         for name, value in sorted(weights.items()):
             digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.contiguous().numpy().tobytes())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -161,7 +161,7 @@ def save(folder: Path, meta: Metadata, final: tuple[Weights, Scaler], best: tupl
     files: dict[str, bytes] = {}
     for name, (weights, _) in ((FINAL, final), (BEST, best)):
         buffer = io.BytesIO()
-        torch.save(weights, buffer)
+        torch.save({key: value.cpu() for key, value in weights.items()}, buffer)
         files[name] = buffer.getvalue()
     files[SCALERS] = json.dumps({FINAL: final[1].to_dict(), BEST: best[1].to_dict()}, indent=1).encode()
     described = _describe(meta) | {

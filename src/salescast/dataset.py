@@ -5,7 +5,7 @@ A sample is a base row (the features of week b) with one horizon h; its label is
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -63,8 +63,20 @@ def shard_bounds(frame: pl.LazyFrame, rank: int, world: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class Table:
+    """What batches are gathered from, on the device that trains: n rows, each with H horizons."""
+
+    base: Tensor  # float32 [n, Fb]
+    step: Tensor  # float32 [n * H, Fs]
+    target: Tensor  # float32 [n * H]
+    unit: Tensor  # float32 [n * H]
+    label: Tensor  # float32 [n * H]
+    day: Tensor  # int32 [n]
+
+
+@dataclass(frozen=True)
 class Shard:
-    """The rows of one rank, n of them, each with H horizons. Days are days since 1970-01-01."""
+    """The rows of one rank, n of them, each with H horizons, in the host's memory. Days are days since 1970-01-01."""
 
     base: Tensor  # float32 [n, Fb], NaN = missing
     step: Tensor  # float32 [n, H, Fs], NaN = missing
@@ -77,10 +89,26 @@ class Shard:
     names: tuple[str, ...]  # of base, then step
     codes: dict[str, NDArray[np.int32]]  # category -> [n], 0 = missing, i = values[i - 1]
     values: dict[str, list[int | str]]
+    _tables: dict[torch.device, Table] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def horizon(self) -> int:
         return self.target.shape[1]
+
+    def table(self, device: torch.device) -> Table:
+        """The rows on `device`, brought there once. Raises UserError when they do not fit into its memory."""
+        if device not in self._tables:
+            day = torch.from_numpy(self.day)
+            tensors = (self.base, self.step.flatten(0, 1), self.target.flatten(), self.unit.flatten())
+            try:
+                self._tables[device] = Table(*(part.to(device) for part in (*tensors, self.label.flatten(), day)))
+            except torch.OutOfMemoryError:
+                size = sum(part.nbytes for part in tensors) / 2**30
+                raise UserError(
+                    f"the {len(day)} rows of this process need {size:.1f} GiB on {device}, which has less; "
+                    "train with more processes and GPUs, or set SALESCAST_DEVICE to cpu"
+                ) from None
+        return self._tables[device]
 
 
 def load_shard(folder: Path, config: TrainConfig, calendar: Calendar, rank: int, world: int) -> Shard:
@@ -182,9 +210,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of a shard: base rows [m] and which horizons of each are used, as the first `count` of `order`."""
+    """Samples of a shard: base rows [m] and which horizons of each are used, as the first `count` of `order`.
 
-    shard: Shard
+    All tensors are on the device that trains, and nothing that gathers a batch waits for it.
+    """
+
+    table: Table
     rows: Tensor  # int64 [m]
     order: Tensor  # uint8 [m, H]
     count: Tensor  # int64 [m]
@@ -192,22 +223,19 @@ class Samples:
     horizons: Tensor  # int64 [H], the horizons' codes
     size: int  # samples; 0 on a rank that only keeps step with the others
     unit_sum: float  # of the samples' units
-    device: torch.device
 
     def batches(self, rows: Tensor, horizon: Tensor, batch: int) -> Iterator[Batch]:
         """The samples (rows, horizon), both int64, in batches of at most `batch`."""
-        shard = self.shard
-        step = shard.step.flatten(0, 1)
-        values = [tensor.flatten() for tensor in (shard.target, shard.unit, shard.label)]
-        places = rows * shard.horizon + horizon
+        table = self.table
+        places = rows * len(self.horizons) + horizon
         horizon_code = self.horizons[horizon].unsqueeze(1)
-        day = torch.from_numpy(shard.day)[rows] + 7 * horizon
+        day = table.day[rows] + 7 * horizon
         for at in range(0, len(rows), batch):
             row, place = rows[at : at + batch], places[at : at + batch]
-            numeric = torch.cat([shard.base.index_select(0, row), step.index_select(0, place)], dim=1)
+            numeric = torch.cat([table.base.index_select(0, row), table.step.index_select(0, place)], dim=1)
             codes = torch.cat([self.codes.index_select(0, row), horizon_code[at : at + batch]], dim=1)
-            parts = (numeric, codes, *(tensor.index_select(0, place) for tensor in values), day[at : at + batch])
-            yield Batch(*(part.to(self.device, non_blocking=True) for part in parts))
+            target, unit, label = (part.index_select(0, place) for part in (table.target, table.unit, table.label))
+            yield Batch(numeric, codes, target, unit, label, day[at : at + batch])
 
     def epoch(self, epoch: int, seed: int, batch: int, steps: int) -> Iterator[Batch]:
         """`steps` batches of `batch` samples: every row once with one of its horizons, then again from the start.
@@ -218,12 +246,17 @@ class Samples:
         offset = torch.randint(0, 1 << 30, self.rows.shape, generator=torch.Generator().manual_seed(seed))
         picks = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(seed + 1 + epoch))
         picks = picks.repeat(-(-steps * batch // len(picks)))[: steps * batch]
-        turn = (offset[picks] + epoch) % self.count[picks]
+        # Drawn on the host, so that every device sees the same samples; two uploads an epoch.
+        offset, picks = offset[picks].to(self.rows.device), picks.to(self.rows.device)
+        turn = (offset + epoch) % self.count[picks]
         return self.batches(self.rows[picks], self.order[picks, turn].long(), batch)
 
     def pairs(self, batch: int) -> Iterator[Batch]:
-        """Every sample (row, horizon) once."""
-        row, turn = torch.nonzero(torch.arange(self.shard.horizon) < self.count.unsqueeze(1), as_tuple=True)
+        """Every sample (row, horizon) once, on a rank that has some."""
+        device = self.rows.device
+        # With its size known beforehand nobody waits for the counts.
+        row = torch.arange(len(self.rows), device=device).repeat_interleave(self.count, output_size=self.size)
+        turn = torch.arange(self.size, device=device) - (self.count.cumsum(0) - self.count)[row]
         return self.batches(self.rows[row], self.order[row, turn].long(), batch)
 
 
@@ -302,13 +335,12 @@ def select(shard: Shard, mask: NDArray[np.bool_], scaler: Scaler, device: torch.
         table = scaler.code(name, pl.Series(shard.values[name], dtype=CATEGORIES[name]).to_arrow())
         codes.append(np.concatenate([[0], table])[local])
     return Samples(
-        shard,
-        torch.from_numpy(rows),
-        torch.from_numpy(np.argsort(~used, axis=1, kind="stable").astype(np.uint8)),
-        torch.from_numpy(used.sum(axis=1)),
-        torch.from_numpy(np.stack(codes, axis=1)),
-        scaler.horizons(shard.horizon),
+        shard.table(device),
+        torch.from_numpy(rows).to(device),
+        torch.from_numpy(np.argsort(~used, axis=1, kind="stable").astype(np.uint8)).to(device),
+        torch.from_numpy(used.sum(axis=1)).to(device),
+        torch.from_numpy(np.stack(codes, axis=1)).to(device),
+        scaler.horizons(shard.horizon).to(device),
         int(mask.sum()),
         float(shard.unit.numpy()[mask].sum(dtype=np.float64)),
-        device,
     )

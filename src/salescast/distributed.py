@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -75,6 +75,11 @@ class Group:
         """Raise UserError when the launcher was killed: a new start of the same plan may be under way."""
         if os.getppid() != self.parent:
             raise UserError("the process that started this training is gone; start the same plan again to go on")
+
+    def limited(self, *, bf16: bool, compile: bool) -> "Group":
+        """This process without what the training settings switch off."""
+        place = replace(self.place, amp=self.place.amp if bf16 else None, compile=self.place.compile and compile)
+        return replace(self, place=place)
 
     @property
     def device(self) -> torch.device:

@@ -31,11 +31,11 @@ def _forecasts(network: QuantileMLP, samples: Samples) -> Iterator[tuple[Batch, 
 
 def wmape(network: QuantileMLP, samples: Samples, group: Group) -> float:
     """sum |y - median| / sum |y| over the samples of all ranks."""
-    sums = np.zeros(2)
+    sums = torch.zeros(2, dtype=torch.float64, device=group.device)
     for batch, quantiles in _forecasts(network, samples):
         error = (batch.target - quantiles[:, network.median]) * batch.unit
-        sums += (float(error.abs().sum(dtype=torch.float64)), float(batch.label.abs().sum(dtype=torch.float64)))
-    missed, total = group.sum(sums)
+        sums += torch.stack([values.abs().sum(dtype=torch.float64) for values in (error, batch.label)])
+    missed, total = group.sum(sums.cpu().numpy())
     return float(missed / total) if total > 0 else float("nan")
 
 
@@ -46,12 +46,13 @@ def trust(network: QuantileMLP, samples: Samples, group: Group) -> float:
     come, and then the anchor forecasts. Nearly: an error up to TIE above the least one. The network that forecasts
     has learned from the held-out weeks, too, and is better than the one tried here. 1 without samples.
     """
-    sums = np.zeros(len(TRUST))
+    factors = torch.tensor(TRUST, device=group.device)
+    sums = torch.zeros(len(TRUST), dtype=torch.float64, device=group.device)
     for batch, quantiles in _forecasts(network, samples):
-        error = (batch.target[:, None] - quantiles[:, network.median, None] * torch.tensor(TRUST)).abs()
-        sums += (error * batch.unit[:, None]).sum(dim=0, dtype=torch.float64).cpu().numpy()
-    sums = group.sum(sums)
-    return max(factor for factor, error in zip(TRUST, sums, strict=True) if error <= (1 + TIE) * sums.min())
+        error = (batch.target[:, None] - quantiles[:, network.median, None] * factors).abs()
+        sums += (error * batch.unit[:, None]).sum(dim=0, dtype=torch.float64)
+    errors = group.sum(sums.cpu().numpy())
+    return max(factor for factor, error in zip(TRUST, errors, strict=True) if error <= (1 + TIE) * errors.min())
 
 
 def interval_factors(
@@ -70,19 +71,20 @@ def interval_factors(
     one odd week (Easter, a storm) would widen all intervals if the labels were pooled. Clipped to BOUNDS; 1 where a
     side has no sample. `last`: the day of the last held-out week; `weeks`: how many there are.
     """
-    counts = np.zeros((weeks, 2, BINS))
+    held = torch.zeros(weeks * 2 * BINS, dtype=torch.float64, device=group.device)
     for batch, quantiles in _forecasts(network, samples):
         median = quantiles[:, network.median]
         error = batch.target - center * median
         half = torch.where(error < 0, median - quantiles[:, 0], quantiles[:, -1] - median)
-        bins = (error.abs() / half * (BINS / WIDEST)).clamp(max=BINS - 1).long().cpu().numpy()
-        back = (last - batch.day.cpu().numpy()) // 7
-        np.add.at(counts, (back, (error > 0).long().cpu().numpy(), bins), 1)
-    counts = group.sum(counts)
+        bins = (error.abs() / half * (BINS / WIDEST)).clamp(max=BINS - 1).long()
+        back = (last - batch.day) // 7
+        place = (2 * back + (error > 0)) * BINS + bins
+        held.index_add_(0, place, torch.ones_like(error, dtype=torch.float64))
+    counts = group.sum(held.view(weeks, 2, BINS).cpu().numpy())
     shares = np.array([(0.5 - levels[0]) / 0.5, (levels[-1] - 0.5) / 0.5])
     total = counts.sum(axis=2)
     # The conformal correction: the ceil((n + 1) * share)-th smallest of n scores.
     rank = np.ceil((total + 1) * shares)
     factors = ((counts.cumsum(axis=2) < rank[:, :, None]).sum(axis=2) + 1) * (WIDEST / BINS)
-    typical = [np.median(side[held > 0]) if held.any() else 1.0 for side, held in zip(factors.T, total.T, strict=True)]
+    typical = [np.median(side[seen > 0]) if seen.any() else 1.0 for side, seen in zip(factors.T, total.T, strict=True)]
     return np.clip(typical, *BOUNDS)

@@ -187,10 +187,13 @@ class QuantileMLP(nn.Module):
         layers = zip(self.biases, (h, first), self.heads, strict=False)
         voices = [torch.baddbmm(bias, values.transpose(0, 1), head) for bias, values, head in layers]
         out = torch.cat(voices).transpose(0, 1).float()
-        return torch.where(self.median_only, out, softplus(out)) @ self.steps
+        with torch.autocast(out.device.type, enabled=False):  # sums of quantile steps need more than 8 bits
+            return torch.where(self.median_only, out, softplus(out)) @ self.steps
 
     def renew_noise(self, batch: int) -> None:
         """Draw the dropout noise of an epoch of batches of `batch` samples: factors 0 or 1 / (1 - dropout)."""
+        if self.table.device.type != "cpu":
+            return
         size = NOISE + batch * max(weight[:, 0].numel() for weight in self.weights)
         self._noise = torch.empty(size).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
 
@@ -198,7 +201,7 @@ class QuantileMLP(nn.Module):
         """Dropout. On CPU, where drawing takes a third of a step, from random places of the epoch's noise."""
         if not self.training or self.dropout == 0:
             return h
-        if h.is_cuda:
+        if h.device.type != "cpu":
             return dropout(h, self.dropout)
         start = int(torch.randint(len(self._noise) - h.numel(), ()))
         return h.mul_(self._noise[start : start + h.numel()].view_as(h))

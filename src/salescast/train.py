@@ -82,15 +82,15 @@ class Trainer:
     def epoch(self, epoch: int) -> float:
         """Train one epoch; returns the mean weighted pinball loss over the samples of all ranks.
 
-        Raises UserError, on every rank alike, when the training diverges.
+        A step without a finite gradient changes no weight. Nothing that a step computes is looked at before the end:
+        a GPU is never waited for. Raises UserError, on every rank alike, when the training diverges.
         """
         # All randomness is a function of seed, epoch and rank: a checkpoint needs no generator states.
         seed = mix(self.config.seed, self.group.rank)
         torch.manual_seed(mix(seed, epoch))
         self.network.train()
         self.network.renew_noise(self.batch)
-        total = torch.zeros(2, device=self.group.device)
-        skipped = 0
+        total = torch.zeros(3, device=self.group.device)  # loss, weight, skipped steps
         for batch in self.samples.epoch(epoch, seed, self.batch, self.steps):
             with torch.autocast(self.group.device.type, self.group.place.amp, self.group.place.amp is not None):
                 quantiles = self.live(batch.numeric, batch.codes)
@@ -99,16 +99,19 @@ class Trainer:
             loss = pinball(quantiles, target, weight, self.levels)
             self.optimizer.zero_grad()
             (loss * (self.share / self.batch)).backward()
-            # The norm is that of the averaged gradients: every rank skips the same steps.
-            if clip_grad_norm_(self.parameters, self.config.clip_norm).isfinite():
-                self.optimizer.step()
-                total += torch.stack([loss.detach(), weight.sum()])
-            else:
-                skipped += 1
+            # The norm is that of the averaged gradients: every rank skips the same steps. With `found_inf` 1, as loss
+            # scaling sets it, the fused kernel leaves weights and moments as they are.
+            finite = clip_grad_norm_(self.parameters, self.config.clip_norm).isfinite()
+            skip = (~finite).float()
+            self.optimizer.found_inf = skip  # type: ignore[attr-defined]
+            self.optimizer.step()
+            gain = torch.stack([loss.detach(), weight.sum()])
+            total += torch.cat([torch.where(finite, gain, 0.0), skip.view(1)])
             self.schedule.step()
             self.average.update()
         self._share_statistics()
-        loss_sum, weight_sum = self.group.sum(total.double().cpu().numpy())
+        loss_sum, weight_sum, skips = self.group.sum(total.double().cpu().numpy())
+        skipped = round(skips / self.group.world)
         if skipped and self.group.first:
             logger.warning(
                 "epoch %d: %d of %d steps had no finite gradient and were skipped", epoch + 1, skipped, self.steps
@@ -302,8 +305,9 @@ def run_plan(plan: Plan | None) -> int:
 
     Returns the exit code: 0, or on rank 0 tracking.UNSENT when MLflow did not get everything.
     """
-    with connect(plan.config.device if plan else "auto") as group:
-        plan = group.from_first(plan)
+    with connect(plan.config.device if plan else settings().device) as joined:
+        plan = joined.from_first(plan)
+        group = joined.limited(bf16=plan.config.bf16, compile=plan.config.compile)
         finished = group.from_first([bundle.finished(fit.out, plan.digest(fit)) for fit in plan.fits])
         with (
             shown(group.first, 2 * plan.config.epochs * finished.count(False)) as tell,
