@@ -25,6 +25,16 @@ def test_a_gpu_is_used_exactly_when_every_process_can_have_its_own(
     assert choose("cpu", gpus, bf16, local_rank, local_world).device == "cpu"
 
 
+def test_settings_switch_off_what_gpus_use() -> None:
+    group = Group(0, 1, choose("auto", 1, True, 0, 1))
+    off = group.limited(bf16=False, compile=False)
+    assert (off.place.amp, off.place.compile, off.place.device) == (None, False, "cuda:0")
+    assert off.wrap(net := torch.nn.Linear(1, 1)) is net
+    assert group.limited(bf16=True, compile=True) == group
+    alone = Group(0, 1, choose("cpu", 0, False, 0, 1))
+    assert alone.limited(bf16=True, compile=True) == alone, "never on where it was off"
+
+
 def test_cuda_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match="needs a GPU for each of 2 processes, found 1; start fewer processes"):
         choose("cuda", 1, True, 0, 2)

@@ -205,3 +205,17 @@ def test_values_beyond_those_of_training_are_counted_by_input() -> None:
     assert scaler().outside(base, step, codes) == {}, "an older bundle does not say"
     nowhere = dataclasses.replace(bounded, vocabulary=dict.fromkeys(scaler().vocabulary, ()))
     assert set(nowhere.outside(base, step, codes)) == {"a", "b", "c"}, "missing in training, missing now"
+
+
+def test_quantiles_are_summed_in_full_precision_under_autocast() -> None:
+    """Neighbours are within 1 % of the median: eight bits would make them one."""
+    net = randomized()
+    with torch.no_grad():
+        for head, bias in zip(net.heads, net.biases, strict=True):
+            head.zero_()
+            bias.fill_(-7.0)  # softplus: 0.0009
+            bias[..., net.median] = 1.0
+    with torch.autocast("cpu", torch.bfloat16):
+        quantiles = net(*samples(4))
+    assert quantiles.dtype == torch.float32
+    assert (quantiles.diff(dim=2) > 0).all()

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from salescast import bundle, train
 from salescast.checkpoint import Checkpoints
+from salescast.dataset import Batch, Samples
 from salescast.errors import UserError
 from salescast.plan import Fit, Plan, Tracking
 
@@ -147,6 +149,30 @@ def test_what_a_user_can_cause_is_one_line_and_exit_code_1(
 def test_a_training_that_diverges_says_so(plan_of: PlanOf) -> None:
     with pytest.raises(UserError, match=r"training diverged: .* steps of epoch .* lower the learning rate"):
         train.run_plan(plan_of(learning_rate=1e38))
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights, moments and their step counts after every step; the second one has a NaN."""
+    whole, step = Samples.epoch, torch.optim.AdamW.step
+    seen: list[list[torch.Tensor]] = []
+
+    def spoiled(self: Samples, *arguments: int) -> Iterator[Batch]:
+        for number, batch in enumerate(whole(self, *arguments)):
+            yield replace(batch, unit=batch.unit * float("nan")) if number == 1 else batch
+
+    def watched(self: torch.optim.AdamW) -> None:
+        step(self)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        seen.append([t.detach().clone() for t in (*weights, *(v for w in weights for v in self.state[w].values()))])
+
+    monkeypatch.setattr(Samples, "epoch", spoiled)
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    assert train.run_plan(plan_of(epochs=1, holdout_weeks=62)) == 0  # too many to hold out: one phase
+    assert f"1 of {len(seen)} steps had no finite gradient and were skipped" in caplog.text
+    assert all(map(torch.equal, seen[0], seen[1]))
+    assert not any(torch.equal(before, after) for before, after in zip(seen[1], seen[2], strict=True) if after.any())
 
 
 def test_a_plan_survives_its_file(plan_of: PlanOf, tmp_path: Path) -> None:
