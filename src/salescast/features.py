@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from feast_asof.parquet import FileWriter
-from salescast import contracts, parquet, seasonal, weeks
+from salescast import codedigest, contracts, parquet, seasonal, weeks
 from salescast.data import Raw, load, parquet_writer
 from salescast.errors import UserError
 from salescast.files import replace_file
@@ -223,7 +223,8 @@ def build(raw_dir: Path, out_dir: Path, horizon: int = 8, views: Sequence[str] =
                 ahead.write(pl.concat(last, how="align_left").select(*KEYS, _timestamp(week), pl.exclude(KEYS)))
             for file in (*files.values(), ahead):
                 file.close()
-        parquet.seal([*paths.values(), out_dir / UPCOMING], out_dir / parquet.LISTING)
+        code = codedigest.digest(codedigest.FEATURES)
+        parquet.seal([*paths.values(), out_dir / UPCOMING], out_dir / parquet.LISTING, code)
     except OSError as error:
         raise UserError(
             f"cannot write the features to {out_dir}: {error.strerror or error}; give another folder"

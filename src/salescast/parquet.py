@@ -17,6 +17,7 @@ from salescast.errors import UserError
 from salescast.files import replace_file, sha256
 
 LISTING: Final = "features.json"  # digests of the feature tables, beside them
+CODE: Final = "code"  # in a listing: the digest of the code that made the files
 # Polars panics at metadata that is not UTF-8.
 DAMAGED: Final = (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
@@ -39,10 +40,14 @@ def read(path: Path, remedy: str) -> pl.DataFrame:
         raise UserError(f"{path} is damaged ({reason[:200]}); {remedy}") from None
 
 
-def seal(paths: Sequence[Path], listing: Path) -> None:
-    """Note the digests of files in `listing`, beside what it says of others. Written last: it ends the build."""
+def seal(paths: Sequence[Path], listing: Path, code: str | None = None) -> None:
+    """Note the digests of files, and of the `code` that made them, in `listing`, beside what it says of others.
+
+    Written last: it ends the build.
+    """
+    noted = {path.name: sha256(path) for path in paths} | ({CODE: code} if code else {})
     with replace_file(listing) as temporary:
-        temporary.write_text(json.dumps(_listed(listing) | {path.name: sha256(path) for path in paths}, indent=1))
+        temporary.write_text(json.dumps(_listed(listing) | noted, indent=1))
 
 
 def sealed(paths: Sequence[Path], listing: Path) -> dict[str, str] | None:
@@ -50,6 +55,11 @@ def sealed(paths: Sequence[Path], listing: Path) -> dict[str, str] | None:
     found = {path.name: sha256(path) for path in paths if path.is_file()}
     known = _listed(listing)
     return found if len(found) == len(paths) and found.items() <= known.items() else None
+
+
+def made_by(listing: Path) -> str | None:
+    """The digest of the code that made the files of `listing`; None where it does not say."""
+    return _listed(listing).get(CODE)
 
 
 def _listed(listing: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import Self
 
+from salescast import codedigest
 from salescast.config import TrainConfig
 from salescast.errors import UserError
 from salescast.files import replace_file
@@ -72,6 +73,7 @@ class Plan:
             raise UserError(f"cannot read the training plan {path}: {error!r}; write it with Plan.write") from None
 
     def digest(self, fit: Fit) -> str:
-        """Names what the result of `fit` depends on: data, calendar, settings and cutoff."""
-        content = [self.data_digest, self.country, self.config.to_dict(), str(fit.cutoff)]
+        """Names what the result of `fit` depends on: data, calendar, settings, cutoff, code and libraries."""
+        code = codedigest.digest(codedigest.TRAINING)
+        content = [self.data_digest, self.country, self.config.to_dict(), str(fit.cutoff), code]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

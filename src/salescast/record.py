@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final, Self
 
+from salescast import codedigest
 from salescast.config import TrainConfig, settings
 from salescast.errors import UserError
 from salescast.files import replace_file, sha256
@@ -36,6 +37,7 @@ class Record:
     constraints_digest: str | None
     python: str
     hardware: dict[str, str | int]
+    code_digest: str | None = None  # of what decides the result, see codedigest; None in records of before
 
     def write(self, folder: Path) -> None:
         with replace_file(folder / NAME) as temporary:
@@ -71,6 +73,7 @@ def collect(plan: Plan, processes: int) -> Record:
         constraints_digest=constraints_digest(),
         python=platform.python_version(),
         hardware=hardware(),
+        code_digest=codedigest.whole(),
     )
 
 

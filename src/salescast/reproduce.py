@@ -35,7 +35,9 @@ class Comparison:
 
 def compare(recorded: Record, now: Record, digests: tuple[str, str]) -> list[Comparison]:
     """Both records property by property, and last the digests of the bundles, recorded and now."""
-    names = ("dataset_digest", "data_digest", "git_revision", "constraints_digest", "python", "processes")
+    names = (
+        "dataset_digest", "data_digest", "code_digest", "git_revision", "constraints_digest", "python", "processes",
+    )  # fmt: skip
     pairs = [(name.replace("_", " "), getattr(recorded, name), getattr(now, name)) for name in names]
     pairs += [
         (f"hardware: {name}", recorded.hardware.get(name), now.hardware.get(name))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feast_asof.parquet import FileWriter
-from salescast import data, parquet, schema
+from salescast import codedigest, data, parquet, schema
 from salescast.config import Workdir, settings
 from salescast.errors import UserError
 from salescast.files import replace_dir, replace_file
@@ -191,8 +191,8 @@ def view_files(workdir: Workdir) -> list[Path]:
 def feature_digests(workdir: Workdir) -> dict[str, str]:
     """Digests of the feature files by name.
 
-    Raises UserError unless they are all there and as one build left them: the views of two builds do not belong
-    together, and a damaged file is not to be learned or forecast from.
+    Raises UserError unless they are all there and as one build of this code left them: the views of two builds do not
+    belong together, a damaged file is not to be learned or forecast from, and other code means other features.
     """
     missing = [str(path) for path in view_files(workdir) if not path.is_file()]
     if missing:
@@ -203,12 +203,19 @@ def feature_digests(workdir: Workdir) -> dict[str, str]:
             f"the feature files in {workdir.data} are not those of one finished build: it was interrupted, or a file "
             "was changed or damaged; run `salescast features` again"
         )
+    made_by, code = parquet.made_by(workdir.data / parquet.LISTING), codedigest.digest(codedigest.FEATURES)
+    if made_by != code:
+        raise UserError(
+            f"the feature files in {workdir.data} were made by other code or libraries (digest {made_by!s:.12}, now "
+            f"{code:.12}); run `salescast features` again"
+        )
     return digests
 
 
 def training_digest(workdir: Workdir, service: str) -> str:
-    """What a training set was made from: the feature files' content and the service."""
+    """What a training set was made from: the feature files' content, the service and the code of the retrieval."""
     digest = hashlib.sha256(service.encode())
+    digest.update(bytes.fromhex(codedigest.digest(codedigest.RETRIEVAL)))
     for found in feature_digests(workdir).values():
         digest.update(bytes.fromhex(found))
     return digest.hexdigest()[:16]
