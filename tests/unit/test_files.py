@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from salescast import files
+from feast_asof import replace as replacement
 from salescast.files import replace_dir, replace_file, sweep
 
 
@@ -78,7 +78,7 @@ def test_a_folder_is_replaced_on_file_systems_that_swap_and_on_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
 ) -> None:
     if not swaps:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(replacement, "exchange", lambda *_: False)
     for content in ("one", "two"):
         with replace_dir(tmp_path / "folder") as temporary:
             (temporary / "file").write_text(content)
@@ -91,6 +91,7 @@ def test_the_earlier_folder_is_there_at_every_moment(tmp_path: Path, monkeypatch
         (temporary / "file").write_text("old")
     moved: list[Path] = []
     monkeypatch.setattr(Path, "replace", lambda *paths: moved.append(paths))
+    monkeypatch.setattr(Path, "rename", lambda *paths: moved.append(paths))
     with replace_dir(tmp_path / "folder") as temporary:
         (temporary / "file").write_text("new")
     assert not moved, "one step, no rename that leaves a gap"
