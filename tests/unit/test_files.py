@@ -39,6 +39,22 @@ def test_the_file_has_the_rights_of_an_ordinary_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("replace", [replace_file, replace_dir])
+def test_the_umask_of_the_process_is_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace) -> None:
+    """It belongs to all threads: what another one makes meanwhile would be writable for everybody."""
+    monkeypatch.setattr(os, "umask", lambda _: pytest.fail("changed"))
+    with replace(tmp_path / "target"):
+        pass
+
+
+def test_what_was_moved_aside_by_a_killed_writer_comes_back(tmp_path: Path) -> None:
+    """Also after days: it may be the only copy."""
+    (tmp_path / "deep" / ".folder.old").mkdir(parents=True)
+    os.utime(tmp_path / "deep" / ".folder.old", (0, 0))
+    sweep(tmp_path)
+    assert names(tmp_path / "deep") == ["folder"]
+
+
+@pytest.mark.parametrize("replace", [replace_file, replace_dir])
 def test_an_error_leaves_the_earlier_one_and_nothing_else(tmp_path: Path, replace) -> None:
     target = tmp_path / "target"
     with replace(target) as temporary:
