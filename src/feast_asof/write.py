@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -116,8 +117,10 @@ def sweep(folder: Path, name: str, seconds: float) -> None:
 
 
 def _touched(folder: Path) -> float:
-    """The last time that anything in a folder was written or read."""
-    return max(max(found.st_mtime, found.st_atime) for found in map(Path.lstat, [folder, *folder.rglob("*")]))
+    """The last time that a folder was written to, or anything in it was written or read."""
+    found = [path.lstat() for path in [folder, *folder.rglob("*")]]
+    # To look into a folder, as this does, counts as reading it.
+    return max(one.st_mtime if stat.S_ISDIR(one.st_mode) else max(one.st_mtime, one.st_atime) for one in found)
 
 
 def _owned(folder: Path) -> bool:
