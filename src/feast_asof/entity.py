@@ -1,7 +1,9 @@
 """Entity frames: pandas, Polars, Arrow or a Parquet path in; a table, or files, and the timestamp column's name out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pyarrow.compute as pc
 from feast_asof import encode
 from feast_asof.errors import AsofError
 from feast_asof.join import View
+from feast_asof.snapshot import Snapshot, consistent
 from feast_asof.source import Source
 
 DEFAULT_TIMESTAMP = "event_timestamp"
@@ -21,12 +24,25 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class EntityFrame:
-    """Either a table in memory or Parquet files that are read when needed."""
+    """A table in memory, Parquet files, or rows that every retrieval looks up anew."""
 
     schema: pa.Schema
     timestamp: str
     table: pa.Table | None = None
     source: Source | None = None
+    find: "Callable[[Snapshot], EntityFrame] | None" = None
+
+    def at(self, snapshot: Snapshot) -> "EntityFrame":
+        """The rows for one retrieval. Raises AsofError if they have other columns by now."""
+        if self.find is None:
+            return self
+        found = self.find(snapshot)
+        if not found.schema.equals(self.schema):
+            raise AsofError(
+                f"the columns of the entity frame were {', '.join(self.schema.names)} when the features were asked for "
+                f"and are {', '.join(found.schema.names)} now, or have other types: ask again"
+            )
+        return found
 
     def load(self) -> pa.Table:
         """All rows and columns. Raises AsofError if the Parquet files cannot be read."""
@@ -44,7 +60,7 @@ class EntityFrame:
 
     def time_range(self) -> tuple[datetime | None, datetime | None]:
         """First and last entity timestamp, None where there are none."""
-        values, unit = encode.instants(self.column(self.timestamp))
+        values, unit = encode.instants(consistent(lambda snapshot: self.at(snapshot).column(self.timestamp)))
         span = pc.min_max(values)
         scale = 1000 if unit == "ns" else 1
         first, last = span["min"].as_py(), span["max"].as_py()
@@ -87,9 +103,13 @@ def timestamp_column(schema: pa.Schema) -> str:
 def read(frame: Any) -> EntityFrame:
     """The entity frame as given by the user. Raises AsofError on an unusable type, path or timestamp column."""
     if isinstance(frame, str | Path):
-        source = Source.open("the entity frame", str(frame))
-        schema = source.dataset.schema
-        return EntityFrame(schema, timestamp_column(schema), source=source)
+
+        def find(snapshot: Snapshot) -> EntityFrame:
+            source = Source.open("the entity frame", str(frame), None, snapshot)
+            return EntityFrame(source.schema, timestamp_column(source.schema), source=source)
+
+        found = consistent(find)
+        return EntityFrame(found.schema, found.timestamp, find=find)
     table = _table(frame)
     if len(set(table.schema.names)) != len(table.schema.names):
         raise AsofError(f"the entity frame has columns of the same name: {', '.join(table.schema.names)}")
@@ -116,14 +136,14 @@ def check(schema: pa.Schema, timestamp: str, views: list[View]) -> None:
                     "or ask for full_feature_names=True"
                 )
             taken.add(feature.name)
-        source = check_source(view)
+        source = consistent(partial(check_source, view))
         for column, key in view.keys:
             encode.check_key(key, schema.field(key).type, source.type_of(column), view.name)
 
 
-def check_source(view: View) -> Source:
+def check_source(view: View, snapshot: Snapshot) -> Source:
     """The view's files. Raises AsofError unless they have its columns."""
-    source = view.open()
+    source = view.open(snapshot)
     for column in (*view.index_columns(), *(feature.column for feature in view.features)):
         source.type_of(column)
     for column in filter(None, (view.timestamp, view.created)):

@@ -1,4 +1,4 @@
-"""The two errors users of the store see; each message names what is wrong, what was given and what to do."""
+"""The errors users of the store see; each message names what is wrong, what was given and what to do."""
 
 
 class AsofError(ValueError):
@@ -7,3 +7,7 @@ class AsofError(ValueError):
 
 class SourceNotFoundError(AsofError, FileNotFoundError):
     """A Parquet file or folder that does not exist."""
+
+
+class SourceChangedError(AsofError):
+    """A Parquet file that somebody writes, replaces or deletes while it is read."""

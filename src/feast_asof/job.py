@@ -1,5 +1,6 @@
 """The retrieval job: lazily evaluated, returned to the caller or written to files."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.saved_dataset import SavedDatasetStorage
 
-from feast_asof import write
+from feast_asof import replace, write
 from feast_asof.errors import AsofError
 
 Finish = Callable[[pa.Table], pa.Table]
@@ -86,12 +87,15 @@ class AsofRetrievalJob(RetrievalJob):  # type: ignore[misc]
         if not isinstance(storage, SavedDatasetFileStorage):
             raise AsofError(f"cannot persist to {type(storage).__name__}: give a SavedDatasetFileStorage")
         target = local_path(self._repo_path, storage.file_options.uri)
+        replace.heal(target)
         if target.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=str(target))
         if target.suffix == ".parquet":
             with write.scratch(target.parent) as folder:
                 write.merge(self._work.parts(folder / "parts", self._finish()), target)
         else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write.sweep(target.parent, rf"\.{re.escape(target.name)}\.{write.HEX}", write.DAY)
             self._work.parts(target, self._finish())
 
     def supports_remote_storage_export(self) -> bool:
@@ -99,13 +103,16 @@ class AsofRetrievalJob(RetrievalJob):  # type: ignore[misc]
         return self._storage_path is not None
 
     def to_remote_storage(self) -> list[str]:
-        """Write the result as ordered Parquet files to a new folder below `storage_path` and return their paths."""
+        """Write the result as ordered Parquet files to a new folder below `storage_path` and return their paths.
+
+        The folder is the caller's to remove. What nobody has read or written for a week, a later export removes.
+        """
         if self._storage_path is None:
             raise AsofError(
                 "to_remote_storage needs offline_store.storage_path in feature_store.yaml: set it to a shared folder"
             )
-        folder = write.fresh(self._storage_path / "exports")
-        return [str(path) for path in self._work.parts(folder, self._finish())]
+        parts = self._work.parts(write.export(self._storage_path), self._finish())
+        return [str(path) for path in parts]
 
     def _finish(self) -> Finish | None:
         if not self._on_demand:

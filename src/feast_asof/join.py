@@ -10,8 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_asof import columns, encode, kernel
+from feast_asof.snapshot import Snapshot
 from feast_asof.source import Bounds, Source, bound
 
+READ_VALUES = 1 << 20  # of all columns that are read at once
+Features = dict[str, pa.ChunkedArray]
 Moments = tuple[pa.Array, str]  # timestamps as `encode.instants` gives them
 
 
@@ -38,9 +41,9 @@ class View:
     ttl: int  # microseconds, 0 = for ever
     known_at: bool  # only rows created at or before the entity timestamp
 
-    def open(self) -> Source:
+    def open(self, snapshot: Snapshot) -> Source:
         """Its Parquet files. Raises AsofError, see `Source.open`."""
-        return Source.open(f"the source of feature view {self.name!r}", self.path, self.filesystem)
+        return Source.open(f"the source of feature view {self.name!r}", self.path, self.filesystem, snapshot)
 
     def index_columns(self) -> list[str]:
         """The columns of the source that decide which row is chosen."""
@@ -127,20 +130,33 @@ def chosen(view: View, table: pa.Table, entity: pa.Table, moments: Moments) -> k
     return found if rows is None or not len(rows) else np.where(found < 0, -1, rows[found])
 
 
-def features_of(view: View, read: Callable[[str], pa.ChunkedArray], index: kernel.Ints) -> dict[str, pa.ChunkedArray]:
-    """The view's features at the chosen rows; each thread reads and gathers one column at a time."""
+def features_of(view: View, read: Callable[[list[str]], pa.Table], index: kernel.Ints, rows: int) -> Features:
+    """The view's features at the chosen rows of `rows`; each thread reads and gathers a few columns at a time."""
     parts = columns.slices(index)
 
-    def one(feature: Feature) -> pa.ChunkedArray:
-        what = f"feature {feature.column!r} of feature view {view.name!r}"
-        return columns.gather(read(feature.column), parts, feature.dtype, what)
+    def some(features: tuple[Feature, ...]) -> Features:
+        table = read(list(dict.fromkeys(feature.column for feature in features)))
+        return {
+            feature.name: columns.gather(
+                table[feature.column],
+                parts,
+                feature.dtype,
+                f"feature {feature.column!r} of feature view {view.name!r}",
+            )
+            for feature in features
+        }
 
+    # Reading costs by the number of columns in the file, too: few columns at a time only where they are long.
+    size = max(min(READ_VALUES // max(rows, 1), -(-len(view.features) // kernel.threads())), 1)
+    groups = [view.features[at : at + size] for at in range(0, len(view.features), size)]
+    found: Features = {}
     with ThreadPoolExecutor(kernel.threads()) as pool:
-        gathered = pool.map(one, view.features)
-        return {feature.name: column for feature, column in zip(view.features, gathered, strict=True)}
+        for features in pool.map(some, groups):
+            found |= features
+    return found
 
 
-def join(view: View, source: Source, entity: pa.Table, moments: Moments) -> dict[str, pa.ChunkedArray]:
+def join(view: View, source: Source, entity: pa.Table, moments: Moments) -> Features:
     """The features of one view, valid at each entity row.
 
     Args:
@@ -156,4 +172,4 @@ def join(view: View, source: Source, entity: pa.Table, moments: Moments) -> dict
         AsofError: unreadable source, or values that do not convert to the declared types.
     """
     index = chosen(view, source.read(view.index_columns()), entity, moments)
-    return features_of(view, source.column, index)
+    return features_of(view, source.read, index, source.rows())

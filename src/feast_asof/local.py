@@ -14,6 +14,7 @@ from feast_asof.job import Finish
 from feast_asof.join import View, bounds_of, join
 from feast_asof.progress import steps
 from feast_asof.pull import Columns, between, newest
+from feast_asof.snapshot import Snapshot, consistent
 from feast_asof.source import Source
 from feast_asof.tasks import append, moments_of
 
@@ -39,11 +40,14 @@ class Historical:
 
     def table(self) -> pa.Table:
         """Rows in the order of the entity frame. Raises AsofError, see `join.join`."""
-        table = self.entity.load()
+        return consistent(self._table)
+
+    def _table(self, snapshot: Snapshot) -> pa.Table:
+        table = self.entity.at(snapshot).load()
         moments = moments_of(table, self.entity.timestamp)
         features: dict[str, pa.ChunkedArray] = {}
         for view in steps(self.views, "joining feature views", len(self.views)):
-            source = view.open()
+            source = view.open(snapshot)
             source = source.within(bounds_of(view, source, table, moments))
             features |= join(view, source, table, moments)
             log.info("joined %s: %d rows x %d features", view.name, table.num_rows, len(view.features))
@@ -70,7 +74,7 @@ class Pull:
     def table(self) -> pa.Table:
         """Rows in file order. Raises AsofError for unreadable files and missing columns."""
         of = self.columns
-        table = self._rows(of.open())
+        table = consistent(lambda snapshot: self._rows(of.open(snapshot)))
         if of.constant:
             name, value = of.constant
             table = table.append_column(name, pa.repeat(value, table.num_rows))
@@ -87,21 +91,35 @@ class Pull:
         return write.dataset(finish(table) if finish else table, folder)
 
 
-def entities_between(views: list[View], start: datetime, end: datetime) -> pa.Table:
+def entities_between(views: list[View], start: datetime, end: datetime) -> EntityFrame:
     """The distinct (join keys, event timestamp) of the sources between two moments, sorted; keys a view lacks are null.
 
-    Views without join keys add rows only if no view has any.
+    Views without join keys add rows only if no view has any. Only the schema is read before a retrieval.
     """
     keyed = [view for view in views if view.keys] or views
-    frames = []
-    for view in keyed:
-        columns = [column for column, _ in view.keys]
-        of = Columns(view.path, view.filesystem, columns, [*columns, view.timestamp], view.timestamp, None, None)
-        table = between(of.open(), of, start, end)
+
+    def schema(snapshot: Snapshot) -> pa.Schema:
+        return distinct([(view, view.open(snapshot).schema.empty_table()) for view in keyed]).schema
+
+    def find(snapshot: Snapshot) -> EntityFrame:
+        frames = []
+        for view in keyed:
+            columns = [column for column, _ in view.keys]
+            of = Columns(view.path, view.filesystem, columns, [*columns, view.timestamp], view.timestamp, None, None)
+            frames.append((view, between(of.open(snapshot), of, start, end)))
+        table = distinct(frames)
+        return EntityFrame(table.schema, DEFAULT_TIMESTAMP, table=table)
+
+    return EntityFrame(consistent(schema), DEFAULT_TIMESTAMP, find=find)
+
+
+def distinct(frames: list[tuple[View, pa.Table]]) -> pa.Table:
+    """The distinct (join keys, event timestamp) of rows of some views' sources, sorted."""
+    named = []
+    for view, table in frames:
         moments = pc.cast(table[view.timestamp], pa.timestamp("us", "UTC"), safe=False)
-        named = {key: table[column] for column, key in view.keys} | {DEFAULT_TIMESTAMP: moments}
-        frames.append(pa.table(named))
-    union = pa.concat_tables(frames, promote_options="permissive")
+        named.append(pa.table({key: table[column] for column, key in view.keys} | {DEFAULT_TIMESTAMP: moments}))
+    union = pa.concat_tables(named, promote_options="permissive")
     names = [*(name for name in union.column_names if name != DEFAULT_TIMESTAMP), DEFAULT_TIMESTAMP]
-    distinct = union.group_by(names).aggregate([]).select(names)
-    return distinct.sort_by([(name, "ascending") for name in names])
+    found = union.group_by(names).aggregate([]).select(names)
+    return found.sort_by([(name, "ascending") for name in names])

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from feast_asof import columns, encode, kernel
 from feast_asof.partition import Chunk
+from feast_asof.snapshot import Snapshot
 from feast_asof.source import Source, bound
 
 
@@ -25,9 +26,9 @@ class Columns:
     created: str | None
     constant: tuple[str, str] | None
 
-    def open(self) -> Source:
+    def open(self, snapshot: Snapshot) -> Source:
         """Its Parquet files. Raises AsofError, see `Source.open`."""
-        return Source.open("the source", self.path, self.filesystem)
+        return Source.open("the source", self.path, self.filesystem, snapshot)
 
 
 def _micros(moment: datetime | None) -> int | None:

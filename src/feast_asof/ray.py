@@ -26,11 +26,13 @@ from feast_asof.join import View
 from feast_asof.local import Settings
 from feast_asof.partition import Chunk, Range
 from feast_asof.progress import steps
+from feast_asof.snapshot import Snapshot, consistent
 from feast_asof.source import Bounds, Source
 
 log = logging.getLogger(__name__)
 
 RETRIES = 5
+SECONDS = 60  # that a cancelled task may take to end
 SPREAD = 4  # a range may read this many times its own rows of a source before scattering pays
 SMALL = 1_000_000  # source rows that any task may read whole
 
@@ -74,6 +76,8 @@ def _wait(refs: list[Any], title: str) -> list[int]:
     finally:
         for ref in waiting:
             ray.cancel(ref)
+        if waiting:  # what still runs would write where its files are about to be removed
+            ray.wait(waiting, num_returns=len(waiting), timeout=SECONDS)
     results: list[int] = _get(refs)
     return results
 
@@ -109,6 +113,34 @@ class Historical:
     def table(self) -> pa.Table:
         """The whole result in this process, in the order of the entity frame. Raises AsofError."""
         connect(self.settings.ray_address)
+        return consistent(lambda snapshot: self._attempt(snapshot).table())
+
+    def parts(self, folder: Path, finish: Finish | None) -> list[Path]:
+        """Workers write the result as files in order, see `job.Work`; no row passes through the driver."""
+        connect(self.settings.ray_address)
+        return consistent(lambda snapshot: self._attempt(snapshot).parts(folder, finish))
+
+    def _attempt(self, snapshot: Snapshot) -> "Attempt":
+        sources = [(view, view.open(snapshot)) for view in self.views]
+        return Attempt(self.settings, self.entity.at(snapshot), sources, self.order)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A point-in-time join with one state of the files; workers raise SourceChangedError where they find another."""
+
+    settings: Settings
+    entity: EntityFrame
+    sources: list[tuple[View, Source]]
+    order: list[str]
+
+    @property
+    def views(self) -> list[View]:
+        """What is joined."""
+        return [view for view, _ in self.sources]
+
+    def table(self) -> pa.Table:
+        """See `Historical.table`."""
         entity, stamp, order = self.entity.load(), self.entity.timestamp, self.order
         if entity.num_rows == 0:
             return local.Historical(self.settings, self.entity, self.views, order).table()
@@ -126,8 +158,7 @@ class Historical:
         return tasks.append(entity, {name: features[name] for name in order}, order)
 
     def parts(self, folder: Path, finish: Finish | None) -> list[Path]:
-        """Workers write the result as files in order, see `job.Work`; no row passes through the driver."""
-        connect(self.settings.ray_address)
+        """See `Historical.parts`."""
         names, stamp, order = self.entity.schema.names, self.entity.timestamp, self.order
         jobs = self._jobs()
         if not jobs:
@@ -177,11 +208,10 @@ class Historical:
         return found
 
     def _jobs(self) -> list[Job]:
-        sources = [(view, view.open()) for view in self.views]
         return [
             Job(
                 rows,
-                [(view, source.within(range_bounds(view, source, rows, self.entity))) for view, source in sources],
+                [(view, source.within(range_bounds(view, source, rows, self.entity))) for view, source in self.sources],
             )
             for rows in self._ranges()
         ]
@@ -197,8 +227,7 @@ class Historical:
                 "these files are not sorted by their join keys, so that rows must pass from worker to worker: "
                 "set offline_store.storage_path in feature_store.yaml to a folder that all workers share"
             )
-        starts, stamp = [rows.start for rows in ranges], self.entity.timestamp
-        sources = [(view, view.open()) for view in self.views]
+        starts, stamp, sources = [rows.start for rows in ranges], self.entity.timestamp, self.sources
         count = max(self._buckets(source, view) for view, source in sources)
         calls: list[Call] = []
         staged: list[tuple[View, list[Path], list[Path]]] = []

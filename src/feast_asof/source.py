@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
+from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.fs as pafs
 
-from feast_asof.errors import AsofError, SourceNotFoundError
+from feast_asof import replace
+from feast_asof.errors import AsofError, SourceChangedError, SourceNotFoundError
+from feast_asof.snapshot import Files, Snapshot
 
 Bounds = Mapping[str, tuple[Any, Any]]  # column -> (least, greatest) value that can matter, None = open
 
@@ -24,20 +28,41 @@ class Source:
     dataset: ds.Dataset
 
     @classmethod
-    def open(cls, what: str, path: str, filesystem: Any = None) -> Self:
-        """Read the schema only.
+    def open(cls, what: str, path: str, filesystem: Any, snapshot: Snapshot) -> Self:
+        """Find its files, fix their state for the whole snapshot, and read the schema.
 
-        Raises SourceNotFoundError if there is no such path, AsofError if it holds no readable Parquet.
+        Raises SourceNotFoundError if there is no such path, SourceChangedError if files come and go meanwhile,
+        AsofError if it holds no readable Parquet.
         """
+        inner, where = resolved(path, filesystem)
+        files = snapshot.files(inner)
+        if isinstance(inner, pafs.LocalFileSystem):
+            replace.heal(Path(where))
+        if (id(files), where) not in snapshot.opened:
+            snapshot.opened[id(files), where] = cls._open(what, path, where, files)
+        return cls(what, path, snapshot.opened[id(files), where])
+
+    @staticmethod
+    def _open(what: str, path: str, where: str, files: Files) -> ds.Dataset:
         try:
-            dataset = ds.dataset(path, format="parquet", filesystem=filesystem, partitioning="hive")
+            dataset = ds.dataset(where, format="parquet", filesystem=pafs.PyFileSystem(files), partitioning="hive")
+            if not dataset.files:
+                raise SourceNotFoundError(f"{what}: the folder {path} holds no Parquet files")
+            files.pin(dataset.files)
+        except (SourceChangedError, SourceNotFoundError):
+            raise
         except FileNotFoundError as error:
             raise SourceNotFoundError(f"{what}: no Parquet file or folder at {path}") from error
         except (pa.ArrowInvalid, OSError) as error:
+            files.check(files.known)
             raise AsofError(f"{what}: {path} is not readable as Parquet: {error}") from error
-        if not dataset.files:
-            raise SourceNotFoundError(f"{what}: the folder {path} holds no Parquet files")
-        return cls(what, path, dataset)
+        return dataset
+
+    @property
+    def files(self) -> Files:
+        """The state of its files."""
+        found: Files = self.dataset.filesystem.handler
+        return found
 
     @property
     def schema(self) -> pa.Schema:
@@ -46,11 +71,10 @@ class Source:
 
     def type_of(self, column: str) -> pa.DataType:
         """Type of a column. Raises AsofError, listing what the file has, if there is none of that name."""
-        if column not in self.dataset.schema.names:
-            raise AsofError(
-                f"{self.what}: {self.path} has no column {column!r}; it has {', '.join(self.dataset.schema.names)}"
-            )
-        return self.dataset.schema.field(column).type
+        schema = self.dataset.schema
+        if not schema.get_all_field_indices(column):
+            raise AsofError(f"{self.what}: {self.path} has no column {column!r}; it has {', '.join(schema.names)}")
+        return schema.field(column).type
 
     def fragments(self, bounds: Bounds) -> list[ds.ParquetFileFragment]:
         """Files cut down to the row groups whose statistics allow values within `bounds`."""
@@ -69,7 +93,10 @@ class Source:
             wanted = reduce(and_, terms)
             cut = [fragment.subset(wanted) for fragment in self.dataset.get_fragments(wanted)]
             return [fragment for fragment in cut if fragment.row_groups]
+        except SourceChangedError:
+            raise
         except (pa.ArrowInvalid, OSError) as error:
+            self.files.check(self.dataset.files)
             raise AsofError(f"{self.what}: {self.path} is not readable as Parquet: {error}") from error
 
     def within(self, bounds: Bounds) -> Self:
@@ -86,19 +113,35 @@ class Source:
         return sum(group.num_rows for fragment in self.fragments({}) for group in fragment.row_groups)
 
     def read(self, columns: list[str]) -> pa.Table:
-        """All rows of some columns. Raises AsofError if the file is damaged or lacks one."""
+        """All rows of some columns.
+
+        Raises AsofError if the file is damaged or lacks one, SourceChangedError if it is no longer what it was.
+        """
         for column in columns:
             self.type_of(column)
         try:
-            return self.dataset.to_table(columns=columns)
-        except FileNotFoundError as error:
-            raise SourceNotFoundError(f"{self.what}: a file vanished while reading {self.path}: {error}") from error
+            table = self.dataset.to_table(columns=columns)
+        except SourceChangedError:
+            raise
         except (pa.ArrowInvalid, OSError) as error:
+            self.files.check(self.dataset.files)
             raise AsofError(f"{self.what}: {self.path} is damaged: {error}") from error
+        self.files.check(self.dataset.files)
+        return table
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column, see `read`."""
         return self.read([name]).column(0)
+
+
+def resolved(path: str, filesystem: pafs.FileSystem | None) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or URI, and the path there."""
+    if filesystem is not None:
+        return filesystem, path
+    if "://" in path and not Path(path).exists():
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(path)
+        return found
+    return pafs.LocalFileSystem(), path
 
 
 def bound(value: int | None, dtype: pa.DataType, up: bool, unit: str) -> pa.Scalar | None:

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from feast_asof import local, plan, write
 from feast_asof.errors import AsofError
 from feast_asof.job import AsofRetrievalJob, Work, local_path
 from feast_asof.pull import Columns
+from feast_asof.snapshot import consistent
 
 
 class AsofOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -77,9 +79,9 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         )
         if entity_df is None:
             for view in views:
-                entities.check_source(view)
+                consistent(partial(entities.check_source, view))
             start, end = compute_non_entity_date_range(feature_views, start_date=start_date, end_date=end_date)
-            frame = entities.read(local.entities_between(views, start, end))
+            frame = local.entities_between(views, start, end)
         else:
             frame = entities.read(entity_df)
         entities.check(frame.schema, frame.timestamp, views)

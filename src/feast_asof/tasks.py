@@ -29,9 +29,9 @@ def moments_of(table: pa.Table, timestamp: str) -> join.Moments:
 
 def append(table: pa.Table, features: dict[str, pa.ChunkedArray], order: list[str]) -> pa.Table:
     """The table with features appended in the given order."""
-    for name in order:
-        table = table.append_column(name, features[name])
-    return table
+    added = pa.table([features[name] for name in order], names=order)
+    fields = [*table.schema, *added.schema]
+    return pa.Table.from_arrays([*table.columns, *added.columns], schema=pa.schema(fields, table.schema.metadata))
 
 
 def join_range(entity: pa.Table, timestamp: str, views: list[tuple[View, Source]]) -> dict[str, pa.ChunkedArray]:
@@ -110,7 +110,7 @@ def join_bucket(
     entity = write.read_batch(entities, bucket)
     source = write.read_batch(sources, bucket)
     index = join.chosen(view, source.select(view.index_columns()), entity, moments_of(entity, timestamp))
-    features = join.features_of(view, source.column, index)
+    features = join.features_of(view, source.select, index, source.num_rows)
     position = np.asarray(encode.flat(entity[ROW]))
     table = pa.table({ROW: entity[ROW]} | features)
     batches = partition.split(table, np.searchsorted(starts, position, side="right") - 1, len(starts))

@@ -2,53 +2,49 @@
 
 import fcntl
 import os
+import re
 import shutil
+import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from feast_asof import replace
 from feast_asof.errors import AsofError
 from feast_asof.parquet import FileWriter, table_file
 
 PART_ROWS = 1 << 22  # rows of one file of a dataset
+HEX = "[0-9a-f]{32}"
+OWNER = "owner"  # a file in a scratch folder, locked by the process that works there
+DAY, WEEK = 86_400.0, 604_800.0  # seconds
 
 
 @contextmanager
 def whole(target: Path) -> Iterator[Path]:
     """A path beside `target` to write a file or fill a folder at; on success it is synced and takes the target's place.
 
-    On an error the target stays as it was and nothing is left beside it.
+    On an error the target stays as it was and nothing is left beside it. The folder of `target` must be there: a task
+    that outlives its retrieval must not make it again.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    replace.heal(target)
     beside = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     try:
         yield beside
         for path in [beside, *beside.rglob("*")] if beside.is_dir() else [beside]:
-            _sync(path)
-        old = beside.with_name(beside.name + ".old")
-        if target.is_dir():  # a folder cannot be replaced in one step
-            target.rename(old)
-        beside.rename(target)
-        _sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+            replace.sync(path)
+        replace.put(beside, target)
+        replace.sync(target.parent)
     finally:
         if beside.is_dir():
-            shutil.rmtree(beside)
+            shutil.rmtree(beside, ignore_errors=True)
         else:
             beside.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def parquet(table: pa.Table, path: Path) -> None:
@@ -68,20 +64,74 @@ def dataset(table: pa.Table, folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def fresh(folder: Path) -> Path:
-    """A path below `folder` that does not exist yet."""
+def export(storage: Path) -> Path:
+    """A path for a new export below `storage`; removes exports that nobody has touched for a week."""
+    folder = storage / "exports"
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, rf"\.{HEX}\.{HEX}", DAY)
+    sweep(folder, HEX, WEEK)
     return folder / uuid.uuid4().hex
 
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A hidden folder below `folder`, removed afterwards."""
-    path = folder / f".{uuid.uuid4().hex}"
-    path.mkdir(parents=True)
+    """A hidden folder below `folder`, removed afterwards; with it go those of retrieval processes that were killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, rf"\.asof-{HEX}", DAY)
+    path = folder / f".asof-{uuid.uuid4().hex}"
+    path.mkdir()
+    owner = os.open(path / OWNER, os.O_RDWR | os.O_CREAT, 0o666)
     try:
+        _lock(owner)
         yield path
     finally:
-        shutil.rmtree(path)
+        os.close(owner)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock(handle: int) -> bool:
+    """Whether no other process holds the file; where the file system has no locks, nobody does."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def sweep(folder: Path, name: str, seconds: float) -> None:
+    """Remove what is named like the pattern, was not touched for so long, and is held by no process.
+
+    Ages are taken by the clock of the file system: those of two machines may differ.
+    """
+    found = [path for path in folder.iterdir() if re.fullmatch(name, path.name)]
+    if not found:
+        return
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        now = os.fstat(probe.fileno()).st_mtime
+    for path in found:
+        with suppress(FileNotFoundError):  # its owner, or another sweep, is removing it
+            if now - _touched(path) > seconds and not _owned(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _touched(folder: Path) -> float:
+    """The last time that a folder was written to, or anything in it was written or read."""
+    found = [path.lstat() for path in [folder, *folder.rglob("*")]]
+    # To look into a folder, as this does, counts as reading it.
+    return max(one.st_mtime if stat.S_ISDIR(one.st_mode) else max(one.st_mtime, one.st_atime) for one in found)
+
+
+def _owned(folder: Path) -> bool:
+    try:
+        handle = os.open(folder / OWNER, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _lock(handle)
+    finally:
+        os.close(handle)
 
 
 def merge(parts: list[Path], target: Path) -> None:
@@ -131,7 +181,8 @@ def append(table: pa.Table, path: Path, view: str) -> None:
 def add(table: pa.Table, folder: Path, name: str, by: list[str]) -> None:
     """Add rows to a folder of Parquet, in sub-folders by the columns `by`; each file appears complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    with scratch(folder) as beside:
+    with scratch(folder) as held:
+        beside = held / "new"
         ds.write_dataset(
             table,
             beside,
@@ -141,11 +192,11 @@ def add(table: pa.Table, folder: Path, name: str, by: list[str]) -> None:
             partitioning_flavor="hive" if by else None,
         )
         for file in sorted(beside.rglob("*.parquet")):
-            _sync(file)
+            replace.sync(file)
             target = folder / file.relative_to(beside)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.rename(target)
-            _sync(target.parent)
+            replace.sync(target.parent)
 
 
 def batches(parts: list[pa.RecordBatch], schema: pa.Schema, path: Path) -> int:

@@ -33,6 +33,7 @@ from salescast.options import (
     dates_of,
     mapping_of,
     names_of,
+    workdir_beside,
     workdir_of,
 )
 
@@ -206,11 +207,13 @@ def run_backtest(
 ) -> None:
     """Forecast from past cutoffs with models that saw nothing later, beside the baselines.
 
+    With --data D and no --workdir, features and models go to the folder D.work beside D.
+
     Example: `salescast backtest --data mydata --cutoffs 2012-01-27,2012-04-27 --horizon 8 --out backtest.parquet`
     """
     from salescast import evaluate, pipeline
 
-    work = workdir_of(workdir or (data and data / ".work"))
+    work = workdir_of(workdir or (data and workdir_beside(data)))
     with locked(work.root):
         frame = pipeline.backtest(
             work,

@@ -1,19 +1,18 @@
 """Files and folders that appear whole or not at all."""
 
-import ctypes
 import hashlib
-import os
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from feast_asof import replace
+
 PARTIAL: Final = ".partial"  # ends the name of what is being written
 STALE: Final = 86_400.0  # seconds after which nobody writes it any more
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 
 
 def sha256(path: Path) -> str:
@@ -23,7 +22,13 @@ def sha256(path: Path) -> str:
 
 
 def sweep(root: Path) -> None:
-    """Remove what killed writers left under `root`, when it is so old that nobody can still be writing it."""
+    """Clear up after killed writers under `root`: put back what they moved aside, remove what they left unfinished.
+
+    The latter when it is so old that nobody can still be writing it.
+    """
+    for path in root.rglob(f".*{replace.ASIDE}"):
+        target = path.with_name(path.name.removesuffix(replace.ASIDE)[1:])
+        replace.heal(target)
     for path in root.rglob(f".*{PARTIAL}"):
         with suppress(FileNotFoundError):
             if time.time() - path.lstat().st_mtime < STALE:
@@ -34,12 +39,10 @@ def sweep(root: Path) -> None:
                 path.unlink()
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _beside(path: Path) -> Path:
+    """A new name for what will take the place of `path`; made without it, it gets the rights that the umask leaves."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
 
 
 @contextmanager
@@ -48,27 +51,15 @@ def replace_file(path: Path) -> Iterator[Path]:
 
     On an error nothing of the attempt remains and an earlier `path` is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _beside(path)
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
-        # mkstemp makes files private; the result is an ordinary file under the user's umask.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        _fsync(temporary)
-        temporary.replace(path)
-        _fsync(path.parent)
+        replace.sync(temporary)
+        replace.put(temporary, path)
+        replace.sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step; False where the system or the file system cannot (some network ones)."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 @contextmanager
@@ -76,25 +67,16 @@ def replace_dir(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; at a clean exit it takes the place of `path`, in one step.
 
     Where the file system cannot swap folders, the earlier one is moved aside first: a kill between the two renames
-    then leaves no `path`, but never a mixture.
+    then leaves no `path`, until the next writer or `sweep` puts it back.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
-    old = temporary.with_name(f"{temporary.name}.old{PARTIAL}")
+    temporary = _beside(path)
+    replace.heal(path)
     try:
+        temporary.mkdir()
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
         for file in temporary.rglob("*"):
-            _fsync(file)
-        if not (path.exists() and _exchange(temporary, path)):
-            if path.exists():
-                path.replace(old)
-            temporary.replace(path)
-        _fsync(path.parent)
+            replace.sync(file)
+        replace.put(temporary, path)
+        replace.sync(path.parent)
     finally:
-        if old.exists() and not path.exists():
-            old.replace(path)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

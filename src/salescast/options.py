@@ -55,6 +55,12 @@ def workdir_of(root: Path | None) -> Workdir:
     return Workdir((root or settings().workdir).resolve())
 
 
+def workdir_beside(data: Path) -> Path:
+    """The workdir of a dataset folder: beside it, as an import replaces all that is in it."""
+    data = data.resolve()
+    return data.with_name(f"{data.name}.work")
+
+
 def dates_of(text: str) -> list[date]:
     try:
         return [datetime.strptime(part.strip(), "%Y-%m-%d").date() for part in text.split(",")]

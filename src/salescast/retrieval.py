@@ -238,8 +238,12 @@ def retrieve(workdir: Workdir, service: str, yaml: str | None = None) -> Path:
         job = store.get_historical_features(entity_df=frame, features=store.get_feature_service(service))
         if store.config.offline_store.engine == "ray":
             # The workers write the parts, in order; the whole set is never in one process.
-            for number, part in enumerate(job.to_remote_storage()):
-                shutil.move(part, temporary / f"part-{number:05}.parquet")
+            parts = [Path(part) for part in job.to_remote_storage()]
+            try:
+                for number, part in enumerate(parts):
+                    shutil.move(part, temporary / f"part-{number:05}.parquet")
+            finally:
+                shutil.rmtree(parts[0].parent)
         else:
             write_training_set(job.to_arrow(), temporary / "part-00000.parquet")
         parquet.seal(sorted(temporary.glob("part-*.parquet")), temporary / DONE)

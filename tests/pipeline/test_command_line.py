@@ -14,7 +14,9 @@ import typer.main
 from rich.console import Console
 from typer.testing import CliRunner
 
-from salescast import cli, pipeline, show
+from salescast import cli, data, pipeline, show
+from salescast.config import Workdir
+from salescast.errors import UserError
 
 from .conftest import salescast
 
@@ -100,3 +102,20 @@ def test_answers_in_json_are_nothing_but_json(finished_run: Finished) -> None:
         done = salescast(*arguments, "--workdir", workdir, "--json")
         assert done.returncode == 0 and json.loads(done.stdout), done.stderr
         assert done.stderr == ""
+
+
+def test_the_work_of_a_backtest_outlives_the_next_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import replaces all that is in the dataset's folder."""
+    data.generate(tmp_path / "mine", 2, 2, 60, 1)
+    used: list[Path] = []
+
+    def backtest(work: Workdir, *_: Any, **__: Any) -> Any:
+        (work.root / "fits").mkdir()
+        used.append(work.root)
+        raise UserError("enough")
+
+    monkeypatch.setattr(pipeline, "backtest", backtest)
+    CliRunner().invoke(cli.app, ["backtest", "--data", str(tmp_path / "mine")])
+    data.generate(tmp_path / "mine", 2, 2, 61, 1)
+    assert (used[0] / "fits").is_dir()
+    assert used == [tmp_path / "mine.work"]

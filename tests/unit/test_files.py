@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from salescast import files
+from feast_asof import replace as replacement
 from salescast.files import replace_dir, replace_file, sweep
 
 
@@ -36,6 +36,22 @@ def test_the_file_has_the_rights_of_an_ordinary_file(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("replace", [replace_file, replace_dir])
+def test_the_umask_of_the_process_is_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace) -> None:
+    """It belongs to all threads: what another one makes meanwhile would be writable for everybody."""
+    monkeypatch.setattr(os, "umask", lambda _: pytest.fail("changed"))
+    with replace(tmp_path / "target"):
+        pass
+
+
+def test_what_was_moved_aside_by_a_killed_writer_comes_back(tmp_path: Path) -> None:
+    """Also after days: it may be the only copy."""
+    (tmp_path / "deep" / ".folder.old").mkdir(parents=True)
+    os.utime(tmp_path / "deep" / ".folder.old", (0, 0))
+    sweep(tmp_path)
+    assert names(tmp_path / "deep") == ["folder"]
 
 
 @pytest.mark.parametrize("replace", [replace_file, replace_dir])
@@ -78,7 +94,7 @@ def test_a_folder_is_replaced_on_file_systems_that_swap_and_on_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
 ) -> None:
     if not swaps:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(replacement, "exchange", lambda *_: False)
     for content in ("one", "two"):
         with replace_dir(tmp_path / "folder") as temporary:
             (temporary / "file").write_text(content)
@@ -91,6 +107,7 @@ def test_the_earlier_folder_is_there_at_every_moment(tmp_path: Path, monkeypatch
         (temporary / "file").write_text("old")
     moved: list[Path] = []
     monkeypatch.setattr(Path, "replace", lambda *paths: moved.append(paths))
+    monkeypatch.setattr(Path, "rename", lambda *paths: moved.append(paths))
     with replace_dir(tmp_path / "folder") as temporary:
         (temporary / "file").write_text("new")
     assert not moved, "one step, no rename that leaves a gap"

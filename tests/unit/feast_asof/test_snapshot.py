@@ -1,0 +1,284 @@
+"""One retrieval sees one state of each Parquet file, whatever happens to the files while it reads."""
+
+import itertools
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+from feast import Entity, Field
+from feast.types import Int64
+
+from feast_asof import entity as entities
+from feast_asof import join, local, partition, snapshot
+from feast_asof import ray as engine
+from feast_asof.errors import AsofError, SourceChangedError
+from feast_asof.join import Feature, View
+from feast_asof.source import Source
+from feast_asof.store import AsofOfflineStore
+
+NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
+STAMP = pa.timestamp("us", "UTC")
+ROWS = 1_000
+FEATURES = ["f", "g", "h"]
+SCHEMA = [Field(name=name, dtype=Int64) for name in FEATURES]
+FRAME = pa.table({"id": range(ROWS), "event_timestamp": pa.array([NOON] * ROWS, STAMP)})
+Change = Callable[[Path, int], None]
+
+
+def state(number: int) -> pa.Table:
+    """Rows whose features all tell the state of the file, and their key; each state has another order of rows."""
+    ids = np.random.default_rng(number).permutation(ROWS)
+    values = pa.array(ids * 100 + number)
+    return pa.table({"id": ids, "ts": pa.array([NOON] * ROWS, STAMP)} | dict.fromkeys(FEATURES, values))
+
+
+def save(path: Path, number: int) -> None:
+    """Laid out alike in every state: what reads on at the old places finds other values, not damage."""
+    pq.write_table(state(number), path, row_group_size=100, compression="none", use_dictionary=False)
+
+
+def replaced(path: Path, number: int) -> None:
+    """As good writers do. The new file may have the size and the time of modification of the old one."""
+    times = path.stat()
+    beside = path.with_name("beside")
+    save(beside, number)
+    os.utime(beside, ns=(times.st_atime_ns, times.st_mtime_ns))
+    beside.replace(path)
+
+
+def rewritten(path: Path, number: int) -> None:
+    """Written in place: an open file changes, too."""
+    save(path, number)
+
+
+def rotated(path: Path, number: int) -> None:
+    """In a folder: a file of another name comes, the old one goes."""
+    save(path.with_name(f"{number}.parquet"), number)
+    path.unlink(missing_ok=True)
+    path.with_name(f"{number - 1}.parquet").unlink(missing_ok=True)
+
+
+CHANGES = {"replaced": replaced, "rewritten": rewritten, "rotated": rotated}
+
+
+def seen(table: pa.Table, names: list[str] = FEATURES) -> int:
+    """The state of the file that a result is from. Fails for a mixture."""
+    values = np.stack([table[name].to_numpy() - table["id"].to_numpy() * 100 for name in names])
+    assert len(np.unique(values)) == 1, f"states {np.unique(values)} in one result"
+    return int(values[0, 0])
+
+
+class Disturbed:
+    """Changes a file before every read of data numbered from `first` on, `times` times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, change: Callable[[int], None], first: int, times: int = 1):
+        self.reads = itertools.count()
+        read, one_writer = Source.read, threading.Lock()
+
+        def disturbed(source: Source, columns: list[str]) -> pa.Table:
+            number = next(self.reads)
+            if first <= number < first + times:
+                with one_writer:
+                    change(number - first + 1)
+            return read(source, columns)
+
+        monkeypatch.setattr(Source, "read", disturbed)
+
+
+@pytest.fixture
+def views(tmp_path: Path) -> Callable[..., local.Historical]:
+    """Joins of a file, or a folder with one file, as one or several views."""
+
+    def make(folder: bool = False, count: int = 1, frame: Any = FRAME) -> local.Historical:
+        (tmp_path / "source").mkdir()
+        save(tmp_path / "source" / "0.parquet", 0)
+        path = tmp_path / "source" if folder else tmp_path / "source" / "0.parquet"
+        found = []
+        for number in range(count):
+            features = tuple(Feature(name, f"{name}{number or ''}", pa.int64()) for name in FEATURES)
+            found.append(View(f"v{number}", str(path), None, (("id", "id"),), "ts", None, features, 0, False))
+        order = [feature.name for view in found for feature in view.features]
+        return local.Historical(local.Settings(), entities.read(frame), found, order)
+
+    return make
+
+
+@pytest.mark.parametrize("first", range(4))
+@pytest.mark.parametrize("held", [256, 0])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_before_any_read(
+    change: str, held: int, first: int, views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index columns are read, then each feature column: between any two the file changes."""
+    monkeypatch.setattr(snapshot, "HELD", held, raising=False)
+    monkeypatch.setattr(join, "READ_VALUES", 1, raising=False)
+    job = views(folder=change == "rotated")
+    disturbed = Disturbed(monkeypatch, lambda n: CHANGES[change](tmp_path / "source" / "0.parquet", n), first)
+    table = job.table()
+    assert next(disturbed.reads) > first, "nothing was disturbed"
+    assert seen(table) in (0, 1)
+    if change == "replaced" and held:
+        assert seen(table) == 0, "an open file needs no second try"
+
+
+def test_several_views_of_one_file(views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = views(count=3)
+    Disturbed(monkeypatch, lambda n: replaced(tmp_path / "source" / "0.parquet", n), 1, times=10**6)
+    assert seen(job.table(), job.order) == 0
+
+
+def test_entities_come_from_the_state_that_features_come_from(
+    views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = views()
+    path = tmp_path / "source" / "0.parquet"
+    frame = local.entities_between(job.views, NOON, NOON)
+    pq.write_table(state(0).slice(0, 10), path)
+    Disturbed(monkeypatch, lambda n: replaced(path, n), 1)
+    table = local.Historical(job.settings, frame, job.views, job.order).table()
+    assert table.num_rows == 10
+    assert seen(table) == 0
+
+
+def test_an_entity_file_is_read_when_it_is_needed(views: Any, tmp_path: Path) -> None:
+    path = tmp_path / "entities.parquet"
+    pq.write_table(FRAME, path)
+    job = views(frame=path)
+    pq.write_table(FRAME.slice(0, 5), path)
+    assert job.table().num_rows == 5
+    pq.write_table(FRAME.append_column("more", FRAME["id"]), path)
+    with pytest.raises(AsofError, match=r"were id, event_timestamp when .* id, event_timestamp, more now"):
+        job.table()
+
+
+@pytest.mark.parametrize("local_disk", [True, False])
+def test_a_file_that_never_rests_is_refused(
+    local_disk: bool, views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "TRIES", 2)
+    job, path = views(), tmp_path / "source" / "0.parquet"
+    if not local_disk:  # a file system of which nothing but sizes and times are known
+        job.views[0] = View(**vars(job.views[0]) | {"filesystem": pafs.SubTreeFileSystem("/", pafs.LocalFileSystem())})
+    Disturbed(monkeypatch, lambda n: rewritten(path, n), 1, times=10**6)
+    with pytest.raises(SourceChangedError, match=r"0\.parquet was replaced or written while it was read"):
+        job.table()
+    monkeypatch.undo()
+    seen(job.table())
+
+
+@pytest.mark.parametrize("plan", ["range by range", "through buckets"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("to_files", [True, False])
+def test_workers_of_one_retrieval_read_one_state(
+    to_files: bool, change: str, plan: str, views: Any, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file changes when one of the tasks has ended, and the others have not begun."""
+    monkeypatch.setattr(partition, "part_rows", lambda *_: 250)
+    if plan == "through buckets":
+        monkeypatch.setattr(partition, "PART_BYTES", 10_000)
+        monkeypatch.setattr(engine, "SMALL", -1)
+        monkeypatch.setattr(engine, "SPREAD", -1)
+    path, changed = tmp_path / "source" / "0.parquet", itertools.count(1)
+
+    def halting(run: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        def halted(calls: list[Any], title: str) -> list[Any]:
+            first = run(calls[:1], title)
+            if next(changed) == 1:
+                CHANGES[change](path, 1)
+            return first + run(calls[1:], title)
+
+        return halted
+
+    monkeypatch.setattr(engine, "run", halting(engine.run))
+    monkeypatch.setattr(engine, "run_tables", halting(engine.run_tables))
+    job = views(folder=change == "rotated")
+    storage = tmp_path / "storage"
+    job = engine.Historical(local.Settings(cluster, storage), job.entity, job.views, job.order)
+    table = pq.read_table(job.parts(tmp_path / "out", None)) if to_files else job.table()
+    assert table["id"].equals(FRAME["id"])
+    assert seen(table) == 1
+    assert not list(storage.iterdir())
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("latest", [True, False])
+def test_pulls_read_one_state(
+    latest: bool, repo: Any, customer: Entity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On workers the newest rows are found chunk by chunk; here all reads of the driver are disturbed, and its plan."""
+    path = tmp_path / "v.parquet"
+    view = repo.view("v", state(0), [customer], schema=SCHEMA, row_group_size=100)
+    store = repo.store([customer, view])
+    call = AsofOfflineStore.pull_latest_from_table_or_query if latest else AsofOfflineStore.pull_all_from_table_or_query
+    job = call(store.config, view.batch_source, ["id"], FEATURES, "ts", None, start_date=NOON, end_date=NOON)
+    within = Source.within
+    changed = itertools.count(1)
+
+    def planned(source: Source, bounds: Any) -> Source:
+        found = within(source, bounds)
+        if next(changed) == 1:
+            replaced(path, 1)
+        return found
+
+    monkeypatch.setattr(Source, "within", planned)
+    table = job.to_arrow()
+    assert sorted(table["id"].to_pylist()) == list(range(ROWS))
+    seen(table)
+
+
+def test_a_folder_is_taken_as_it_was_at_one_moment(views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first file is replaced after it was opened, then the second one before: that pair has never been there."""
+    job, folder = views(folder=True), tmp_path / "source"
+    for number, name in enumerate(["0.parquet", "1.parquet"]):
+        pq.write_table(state(0).slice(number * 500, 500), folder / name)
+    opened = snapshot.Files.open_input_file
+    done: list[str] = []
+
+    def hooked(files: snapshot.Files, path: str) -> pa.NativeFile:
+        if path.endswith("1.parquet") and not done:
+            done.append(path)
+            for number, name in enumerate(["0.parquet", "1.parquet"]):
+                pq.write_table(state(1).slice(number * 500, 500), folder / "beside")
+                (folder / "beside").replace(folder / name)
+        return opened(files, path)
+
+    monkeypatch.setattr(snapshot.Files, "open_input_file", hooked)
+    assert seen(job.table()) == 1
+    assert done
+
+
+def test_more_files_than_a_process_may_open(views: Any, tmp_path: Path) -> None:
+    job, folder = views(folder=True), tmp_path / "source"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for at in range(0, ROWS, 2):
+        pq.write_table(state(0).slice(at, 2), folder / f"{at}.parquet")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert seen(job.table()) == 0
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+
+
+def test_a_wide_file_costs_little_more_than_reading_it(
+    views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every read costs by the number of columns in the file: reads must not grow with the number of features."""
+    wide = state(0).select(["id", "ts"])
+    for number in range(300):
+        wide = wide.append_column(f"f{number}", state(0)["f"])
+    job = views()
+    pq.write_table(wide, tmp_path / "source" / "0.parquet")
+    features = tuple(Feature(f"f{number}", f"f{number}", pa.int64()) for number in range(300))
+    view = View(**vars(job.views[0]) | {"features": features})
+    disturbed = Disturbed(monkeypatch, lambda _: None, 0, 0)
+    table = local.Historical(job.settings, job.entity, [view], [feature.name for feature in features]).table()
+    assert seen(table, [feature.name for feature in features]) == 0
+    assert next(disturbed.reads) < 20
