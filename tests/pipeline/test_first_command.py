@@ -70,7 +70,11 @@ def run_again(finished_run: Finished, sales_csv: Path, tmp_path: Path) -> Callab
     ("fault", "reason"),
     [
         ("os.kill(os.getpid(), signal.SIGSTOP)", "did not get ready: no sign of life for 1 s"),
-        ("sys.exit('no space left')", "ended with code 1: no space left"),
+        pytest.param(
+            "print('no space left', flush=True); os._exit(3)",
+            "ended with code 3: no space left",
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["hangs", "ends"],
 )
@@ -89,9 +93,20 @@ def test_a_server_that_never_gets_ready_is_a_warning(
     assert run.summary["answers"] == [] and run.summary["version"] == 1 and f"warning: {run.summary['warning']}" == line
 
 
+@pytest.mark.long
+@pytest.mark.fault(
+    "the forecast server of `salescast run` starts slowly", "it is waited for, which is shown; exit code 0"
+)
+def test_a_slow_server_is_waited_for(run_again: Callable[[str, str], Run]) -> None:
+    run = run_again("import time; time.sleep(70)", "pass")
+    assert run.done.returncode == 0, run.done.stderr
+    assert "waiting for the forecast server, 15 s: starting the forecast server ..." in run.done.stderr
+    assert run.summary["answers"] and run.summary["warning"] is None
+
+
 @pytest.mark.slow
 @pytest.mark.fault(
-    "the forecast server answers other than the offline forecast", "an error; summary and report are there"
+    "the forecast server answers other than the offline forecast", "one clear line; summary and report are there"
 )
 def test_answers_that_differ_are_an_error_with_summary_and_report(run_again: Callable[[str, str], Run]) -> None:
     run = run_again("pass", "serving_check.TOLERANCE = -1.0")  # no answer is as near as that
