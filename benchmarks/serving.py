@@ -116,12 +116,12 @@ def process(command: list[str], ready: str, cwd: Path) -> Iterator[float]:
                     break
             except httpx.TransportError:
                 time.sleep(0.05)
-            if child.poll() is not None or time.monotonic() - start > 120:
+            if child.poll() is not None:
                 raise SystemExit((cwd / "bench.log").read_text())
         yield time.monotonic() - start
     finally:
         child.terminate()
-        child.wait(timeout=60)
+        child.wait()
 
 
 def echo(port: int) -> None:
@@ -153,7 +153,7 @@ def measure(target: Target, n: int, load: str, seconds: float, folder: Path) -> 
     body, script = folder / "body.json", folder / "load.lua"
     body.write_text(json.dumps(target.body(n)))
     script.write_text(SCRIPT.format(body=body, delay=DELAY.format(pause=pause) if pause else ""))
-    checked = httpx.post(target.url, json=target.body(n), timeout=60)
+    checked = httpx.post(target.url, json=target.body(n), timeout=None)
     if checked.status_code != 200:
         raise SystemExit(f"{target.name}: {checked.status_code} {checked.text[:300]}")
     command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(script), target.url]

@@ -1,5 +1,6 @@
 """A small retrieved training set and plans over it, shared by the tests of training, bundle, serving and faults."""
 
+import os
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -17,6 +18,8 @@ from salescast.retrieval import write_training_set
 # A loaded machine is no reason to fail.
 hypothesis.settings.register_profile("salescast", deadline=None)
 hypothesis.settings.load_profile("salescast")
+
+LONG = int(os.environ.get("FAULT_ROUNDS", "1")) > 1
 
 LAST_WEEK = date(2024, 4, 26)  # of 65 demo weeks
 TINY = TrainConfig(
@@ -81,3 +84,10 @@ def plan_of(training_set: Path, tmp_path: Path) -> Callable[..., Plan]:
 @pytest.fixture(scope="module")
 def module_plan_of(training_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
     return plans(training_set, tmp_path_factory.mktemp("plan"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not LONG:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="part of `make faults`"))

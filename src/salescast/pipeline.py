@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -241,7 +241,12 @@ class Summary:
     champion: bool
     reason: str
     paths: dict[str, str]
-    answers: list[dict[str, Any]]
+    answers: list[dict[str, Any]] = field(default_factory=list)  # of the forecast server, for the largest series
+    warning: str | None = None  # why there are no answers, and what to do
+
+    def write(self, work: Workdir) -> None:
+        with replace_file(work.root / "run.json") as temporary:
+            temporary.write_text(json.dumps(asdict(self), default=str, indent=1))
 
 
 class Timings:
@@ -268,9 +273,10 @@ def run(
 ) -> Summary:
     """Everything from data to an answer of the model server. `source` writes the dataset folder it is given.
 
+    Summary and report are on disk before the server is asked. One that does not get ready is a warning of the summary.
     Raises UserError from any stage; what earlier stages wrote stays, and a second run reuses it where nothing changed.
     """
-    from salescast import bundle, forecast, report, retrieval, serving_check
+    from salescast import bundle, forecast, report, retrieval
 
     timed = Timings(started)
     with timed("data"):
@@ -293,8 +299,6 @@ def run(
         retrieval.materialize(work)
     with timed("forecasts"):
         forecast.write_all(work, work.forecasts)
-    with timed("serving"):
-        answers = serving_check.ask(work)
     summary = Summary(
         model=MODEL,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -313,10 +317,26 @@ def run(
         champion=bool(registered and registered.champion),
         reason=registered.reason if registered else "tracking is switched off",
         paths={"report": str(work.report), "forecasts": str(work.forecasts), "mlflow": str(tracking_uri(work))},
-        answers=answers,
     )
-    with replace_file(work.root / "run.json") as temporary:
-        temporary.write_text(json.dumps(asdict(summary), default=str, indent=1))
+    summary.write(work)
     with timed("report"):
         report.build(work)
+    with timed("serving"):
+        summary = _served(work, summary)
+    summary.write(work)
     return summary
+
+
+def _served(work: Workdir, summary: Summary) -> Summary:
+    """The summary with the forecast server's answers, or with a warning when there is no server to ask.
+
+    Raises UserError when the answers are not the offline forecast.
+    """
+    from salescast import serving_check
+    from salescast.processes import NotReadyError
+
+    try:
+        return replace(summary, answers=serving_check.ask(work))
+    except NotReadyError as error:
+        again = f"all results are there, but no server was asked; to start one: {serving_check.by_hand(work)}"
+        return replace(summary, warning=f"{error}; {again}")

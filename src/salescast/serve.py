@@ -16,6 +16,7 @@ from typing import Final
 from salescast import champion
 from salescast.config import Workdir, settings
 from salescast.errors import UserError
+from salescast.processes import announce
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def main(
     for name, port in (("HTTP", http_port), ("gRPC", grpc_port)):
         check_free(name, port)
     if model is None and count == 1:
+        announce("loading libraries")
         from salescast import server
 
         server.run(folder, workdir.feature_repo, http_port, grpc_port)
@@ -55,6 +57,7 @@ def main(
             folder = Path(place) / "champion" / champion.BUNDLE
         # KServe's own workers are killed when they take more than 5 s to import, and leave gRPC to one process.
         server_command = ["salescast.serve", *map(str, (folder, workdir.feature_repo, http_port, grpc_port))]
+        announce(f"starting {count} server processes")
         _supervise([*commands, *[server_command] * count], Path(place), folder)
 
 
@@ -124,6 +127,7 @@ def _end_with(parent: int) -> None:
 
 
 def _worker(arguments: list[str]) -> int:
+    announce("loading libraries")
     from salescast import server
 
     _end_with(os.getppid())

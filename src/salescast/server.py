@@ -31,6 +31,7 @@ from prometheus_client import Counter
 from salescast import protocol, protocol_v2, routes
 from salescast.config import settings
 from salescast.forecaster import BusyError, Forecaster, UnavailableError
+from salescast.processes import announce
 from salescast.schema import MODEL_NAME
 
 # Every other method is UNIMPLEMENTED, those that a later KServe brings included.
@@ -134,6 +135,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
             if self.shared:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind((self.config.host, self.config.port))
+            announce(f"listening on port {self.config.port}")
             await self._server.serve(sockets=[listener])
 
 
@@ -192,6 +194,7 @@ def run(folder: Path, repo: Path, http_port: int, grpc_port: int, shared: bool =
     """
     for name in ("kserve", "uvicorn.access"):  # a line for each request; the metrics count them
         logging.getLogger(name).setLevel(logging.WARNING)
+    announce(f"loading the model in {folder}")
     server, model = Server(http_port, grpc_port, shared), ForecastModel(folder, repo)
     gc.collect()
     gc.freeze()  # a million objects of imported modules: looking through them again would hold a request up for 0.2 s

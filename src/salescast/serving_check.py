@@ -1,6 +1,7 @@
 """Start the forecast server as a process of its own, ask it for a few series, and compare with the offline forecast."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -13,12 +14,11 @@ import httpx
 import numpy as np
 import polars as pl
 
-from salescast import parquet
+from salescast import parquet, processes, progress
 from salescast.config import Workdir
 from salescast.errors import UserError
 from salescast.schema import KEYS, MODEL_NAME
 
-READY_SECONDS: Final = 60.0
 SERIES: Final = 3
 TOLERANCE: Final = (
     1e-6  # relative, and absolute for a closed week's zero; the online store keeps features as the files do, in 32 bits
@@ -36,49 +36,57 @@ def free_port() -> int:
 def server(work: Workdir) -> Iterator[str]:
     """A ready forecast server of the workdir; yields its address, and stops it at the end.
 
-    Raises UserError with the server's last words when it does not get ready.
+    Waits as long as the process lives and does something, and shows that it waits. Raises NotReadyError with the
+    server's last words when it does not get ready.
     """
     port, log = free_port(), work.root / "server.log"
-    command = [sys.executable, "-m", "salescast.cli", "serve", "--workdir", str(work.root)]
-    with log.open("wb") as out:
+    command = [sys.executable, "-m", "salescast.cli", *_serve(work), "--port", str(port), "--grpc-port"]
+    with log.open("w") as out:
+        out.write("starting the forecast server\n")
+        out.flush()
+        environment = os.environ | {"SALESCAST_MAX_FEATURE_AGE_DAYS": "inf"}  # compare what is there, history as well
         process = subprocess.Popen(
-            [*command, "--port", str(port), "--grpc-port", str(free_port())], stdout=out, stderr=subprocess.STDOUT,
-            env=os.environ | {"SALESCAST_MAX_FEATURE_AGE_DAYS": "inf"},  # compared is what is there, history as well
-        )  # fmt: skip
+            [*command, str(free_port())], stdout=out, stderr=subprocess.STDOUT, env=environment
+        )
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + READY_SECONDS
-        while not _ready(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                last = log.read_text(errors="replace").strip().splitlines()[-1:]
-                raise UserError(f"the forecast server did not get ready: {' '.join(last) or 'no output'}; see {log}")
-            time.sleep(0.05)
+        starting = processes.Starting("the forecast server", process, f"{url}/v2/models/{MODEL_NAME}/ready", log)
+        with progress.waiting("waiting for the forecast server") as tell:
+            while not starting.ready():
+                tell(starting.doing)
+                time.sleep(0.05)
         yield url
     finally:
-        process.terminate()
-        process.wait(timeout=30)
+        processes.stop(process)
 
 
-def _ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/v2/models/{MODEL_NAME}/ready", timeout=2).status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
+def _serve(work: Workdir) -> list[str]:
+    return ["serve", "--workdir", str(work.root)]
+
+
+def by_hand(work: Workdir) -> str:
+    """The command that starts the same server in a terminal."""
+    return shlex.join(["salescast", *_serve(work)])
 
 
 def ask(work: Workdir) -> list[dict[str, Any]]:
     """The server's answers for the largest few series, with the milliseconds that the request took.
 
-    Raises UserError when an answer is not the offline forecast of `work.forecasts`.
+    Raises NotReadyError when the server does not get ready or does not answer, and UserError when an answer is not
+    the offline forecast of `work.forecasts`.
     """
     offline = parquet.read(work.forecasts, "run `salescast forecast --all` again")
     largest = offline.group_by(KEYS).agg(pl.col("forecast").sum()).sort("forecast", descending=True).head(SERIES)
     instances = largest.select(KEYS).to_dicts()
-    with server(work) as url, httpx.Client(base_url=url, timeout=10) as client:
+    with server(work) as url, httpx.Client(base_url=url, timeout=processes.QUIET) as client:
         path = f"/v1/models/{MODEL_NAME}:predict"
-        client.post(path, json={"instances": instances})  # the first request opens connections
-        start = time.perf_counter()
-        response = client.post(path, json={"instances": instances})
+        try:
+            client.post(path, json={"instances": instances})  # the first request opens connections
+            start = time.perf_counter()
+            response = client.post(path, json={"instances": instances})
+        except httpx.TransportError as error:
+            log = work.root / "server.log"
+            raise processes.NotReadyError(f"the forecast server did not answer: {error!r}; see {log}") from None
         milliseconds = 1000 * (time.perf_counter() - start)
     if response.status_code != httpx.codes.OK:
         raise UserError(f"the forecast server answered {response.status_code}: {response.text[:200]}")

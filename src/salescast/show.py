@@ -27,13 +27,24 @@ if TYPE_CHECKING:
 console: Final = Console(highlight=False)
 progress_console: Final = Console(stderr=True, highlight=False)
 
-OWN_BAR: Final = ("data", "features", "retrieval", "training")  # stages that show how far they are themselves
+OWN_BAR: Final = (
+    "data",
+    "features",
+    "retrieval",
+    "training",
+    "serving",
+)  # stages that show how far they are themselves
 TITLES: Final = {"wmape": "WMAPE", "mape": "MAPE", "bias": "bias", "wql": "wQL", "coverage": "cov80"}
 
 
 def failure(message: str) -> None:
     """One line on stderr."""
     progress_console.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
+
+
+def warning(message: str) -> None:
+    """One line on stderr."""
+    progress_console.print(f"[bold yellow]warning:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
 
 
 def done(message: str) -> None:
@@ -217,7 +228,13 @@ def summary(result: "Summary", as_json: bool) -> None:
     """The end of `salescast run`."""
     if as_json:
         console.print_json(json.dumps(asdict(result), default=str))
-        return
+    else:
+        _summary(result)
+    if result.warning:
+        warning(result.warning)
+
+
+def _summary(result: "Summary") -> None:
     seconds = result.seconds
     rows: list[tuple[str, object]] = [
         ("rows", f"{result.rows:,} ({result.series:,} series, {result.first_week} to {result.last_week})"),
@@ -231,7 +248,8 @@ def summary(result: "Summary", as_json: bool) -> None:
     ]
     console.print(score_table(result.scores, result.noise_floor_mape))
     console.print(pairs("salescast", rows))
-    console.print(answer_table(result.answers))
+    if result.answers:
+        console.print(answer_table(result.answers))
 
 
 def answer_table(answers: Sequence[dict[str, Any]]) -> Table:

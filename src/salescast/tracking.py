@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from salescast.config import settings
 from salescast.errors import UserError
 from salescast.files import replace_file
 from salescast.plan import Plan, Tracking
+from salescast.processes import Quiet, cpu_seconds, stop
 from salescast.record import FOLDER, Record
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 UNSENT = 3  # exit code: trained, but MLflow did not get everything
 RETRY = 2.0  # seconds between attempts to reach MLflow again
 EVENTS, SENT, RUN, TARGET = "events.jsonl", "sent.json", "run.json", "target.json"
+AWAY = "away"  # a file that is there while MLflow does not take what is sent
 
 
 def check(uri: str, attempts: int = 3) -> None:
@@ -42,7 +44,7 @@ def check(uri: str, attempts: int = 3) -> None:
         trusted = ssl.create_default_context(cafile=settings().mlflow_certificate)
         for attempt in range(1, attempts + 1):
             try:
-                with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5, context=trusted):
+                with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=30, context=trusted):
                     return
             except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
                 if attempt == attempts:
@@ -144,6 +146,7 @@ def tracked(plan: Plan) -> Iterator[Journal | None]:
     except OSError as error:
         raise UserError(f"cannot write the journal {folder}: {error}; free space or give another folder") from None
     journal.params(plan.config.to_dict() | {"data_digest": plan.data_digest, "cutoff": plan.fits[-1].cutoff})
+    (folder / AWAY).unlink(missing_ok=True)
     sender = subprocess.Popen([sys.executable, "-m", __spec__.name, str(folder), "--follow"])
     try:
         yield journal
@@ -155,14 +158,15 @@ def tracked(plan: Plan) -> Iterator[Journal | None]:
 
 
 def _await(sender: "subprocess.Popen[bytes]", folder: Path, patience: float) -> None:
-    """Wait for the sender to end; stop it when it has not got on for `patience` seconds."""
-    position, since = -1, time.monotonic()
+    """Wait for the sender to end; stop it when it has not got on for `patience` seconds.
+
+    Its CPU time counts as getting on unless MLflow is away: on a busy machine, importing MLflow takes it minutes.
+    """
+    quiet = Quiet()
     while sender.poll() is None:
-        if (now := _position(folder)) != position:
-            position, since = now, time.monotonic()
-        if time.monotonic() - since > patience:
-            sender.terminate()
-            sender.wait()
+        away = (folder / AWAY).exists()
+        if quiet.seconds((_position(folder), 0.0 if away else cpu_seconds(sender.pid))) > patience:
+            stop(sender)
         time.sleep(0.1)
 
 
@@ -291,12 +295,15 @@ def send(folder: Path, follow: bool = False) -> None:
         try:
             sender = sender or Sender(folder)
             ended, told = sender.send(), False
+            (folder / AWAY).unlink(missing_ok=True)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             reason = str(error).partition("\n")[0]
             if not follow or orphaned:
                 raise UserError(f"MLflow at {uri} does not take the journal {folder}: {reason}") from None
             if not told:
                 logger.warning("MLflow at %s is away; the journal is kept and sent later: %s", uri, reason)
+                with suppress(OSError):  # on a full disk the sender is waited for as if it got on
+                    (folder / AWAY).touch()
             told = True
             time.sleep(RETRY)
             continue

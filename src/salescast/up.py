@@ -14,13 +14,14 @@ from typing import Final
 
 import httpx
 
+from salescast import progress
 from salescast.config import Workdir
 from salescast.errors import UserError
+from salescast.processes import Starting
 from salescast.registry import tracking_uri
 from salescast.schema import MODEL_NAME
 from salescast.serve import check_free
 
-READY_SECONDS: Final = 120.0
 STOP_SECONDS: Final = 15.0  # after which what has not ended by itself is killed
 STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -89,23 +90,34 @@ def addresses(work: Workdir, started: Sequence[Service]) -> dict[str, str]:
 def run(work: Workdir, ports: Ports, ready: Callable[[dict[str, str]], None]) -> None:
     """Start everything, call `ready` with the addresses when all of it answers, and stay until Ctrl-C or SIGTERM.
 
+    Waits for each as long as its process lives and does something, and shows that it waits.
     Raises UserError when something is missing, does not get ready, or ends by itself; the others are stopped then.
     """
     asked = services(work, ports)
     logs = work.root / "logs"
     logs.mkdir(exist_ok=True)
     with _told_to_stop() as stop, _running(asked, logs) as processes:
-        deadline = time.monotonic() + READY_SECONDS
-        waiting = list(asked)
-        while waiting and not stop.wait(0.1):
-            _look(asked, processes, logs)
-            waiting = [service for service in waiting if not _answers(service.ready)]
-            if waiting and time.monotonic() > deadline:
-                raise UserError(f"{waiting[0].name} did not get ready in {READY_SECONDS:.0f} s; see {logs}")
+        started = [
+            Starting(service.name, process, service.ready, _log(logs, service))
+            for service, process in zip(asked, processes, strict=True)
+        ]
+        _await(started, stop)
         if not stop.is_set():
             ready(addresses(work, asked))
         while not stop.wait(0.5):
-            _look(asked, processes, logs)
+            for server in started:
+                server.check()
+
+
+def _await(started: Sequence[Starting], stop: threading.Event) -> None:
+    """Return when all are ready or somebody says stop. Raises NotReadyError when one ends or is hung."""
+    waiting = list(started)
+    with progress.waiting("waiting for all to be ready") as tell:
+        while waiting and not stop.wait(0.1):
+            for server in started:
+                server.check()
+            waiting = [server for server in waiting if not server.ready()]
+            tell("; ".join(f"{server.name}: {server.doing}" for server in waiting))
 
 
 @contextmanager
@@ -128,7 +140,9 @@ def _running(asked: Sequence[Service], logs: Path) -> Iterator[list[subprocess.P
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     try:
         for service in asked:
-            with _log(logs, service).open("wb") as out:
+            with _log(logs, service).open("w") as out:
+                out.write(f"starting {service.name}\n")
+                out.flush()
                 processes.append(
                     subprocess.Popen(
                         service.command, cwd=service.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
@@ -152,21 +166,5 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _look(asked: Sequence[Service], processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
-    """Raises UserError with the last words of a service that has ended."""
-    for service, process in zip(asked, processes, strict=True):
-        if process.poll() is not None:
-            log = _log(logs, service)
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise UserError(f"{service.name} ended with code {process.returncode}: {' '.join(last)}; see {log}")
-
-
 def _log(logs: Path, service: Service) -> Path:
     return logs / f"{service.name.lower()}.log"
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2).status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False

@@ -48,7 +48,8 @@ COMMANDS: dict[str, list[str]] = {
 
 def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line as a process of its own."""
-    return subprocess.run(command(arguments), capture_output=True, text=True, check=False, timeout=280, env=clean() | environment)  # fmt: skip  # noqa: E501
+    environment = clean() | environment
+    return subprocess.run(command(arguments), capture_output=True, text=True, check=False, env=environment)
 
 
 def start(arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
@@ -195,10 +196,3 @@ def draw(request: pytest.FixtureRequest) -> Iterator[random.Random]:
     seed = int(os.environ.get("FAULT_SEED", time.time_ns() % 10**9))
     print(f"FAULT_SEED={seed}")  # noqa: T201
     yield random.Random(f"{seed} {request.node.name}")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not LONG:
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="part of `make faults`"))

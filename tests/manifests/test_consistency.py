@@ -405,6 +405,21 @@ def test_pods_that_stay_have_probes_of_ports_that_they_open(deployment: str) -> 
 
 
 @DEPLOYED
+def test_nothing_is_killed_for_being_slow(deployment: str) -> None:
+    """A busy node makes everything slow. A container that ends is started again at once, without any probe."""
+    for item in resources(deployment):
+        assert "activeDeadlineSeconds" not in item.get("spec", {}), item["metadata"]["name"]
+    for pod in pods(resources(deployment)):
+        for container in pod.spec["containers"]:
+            assert ("startupProbe" in container) == ("livenessProbe" in container), (pod.name, container["name"])
+            for kind, least in (("startupProbe", 1800), ("livenessProbe", 300)):
+                if probe := container.get(kind):
+                    name = pod.name, container["name"], kind
+                    assert probe["periodSeconds"] * probe["failureThreshold"] >= least, name
+                    assert probe["timeoutSeconds"] >= 10, name
+
+
+@DEPLOYED
 def test_training(deployment: str) -> None:
     items = resources(deployment)
     (job,) = [item for item in items if item["kind"] == "TrainJob"]

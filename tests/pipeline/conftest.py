@@ -20,7 +20,6 @@ def salescast(*arguments: str, cwd: Path | None = None, **environment: str) -> s
         check=False,
         cwd=cwd,
         env=clean | SMALL | environment,
-        timeout=280,
     )
 
 

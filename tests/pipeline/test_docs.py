@@ -65,18 +65,17 @@ class Reader:
             ["bash", "-euo", "pipefail", "-c", self.here(code)] if kind == "bash" else [sys.executable, "-c", code]
         )
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=280
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
         self.said = done.stdout
 
     def serve(self, code: str, url: str) -> None:
         process = subprocess.Popen(["bash", "-c", f"exec {code}"], cwd=self.folder, env=self.environment)
-        self.running.callback(process.wait, 30)
+        self.running.callback(process.wait)
         self.running.callback(process.send_signal, signal.SIGINT)
-        deadline = time.monotonic() + 60
         while not answers(self.here(url)):
-            assert process.poll() is None and time.monotonic() < deadline, code
+            assert process.poll() is None, code
             time.sleep(0.1)
 
     def try_out(self, block: re.Match[str]) -> None:

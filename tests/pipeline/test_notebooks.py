@@ -32,7 +32,8 @@ def test_the_notebooks_run_in_their_order(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv(name, value)
     for path in NOTEBOOKS:
         notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(FOLDER)}}).execute()
+        patient = {"timeout": None, "startup_timeout": 1800}  # a kernel that dies is noticed
+        NotebookClient(notebook, resources={"metadata": {"path": str(FOLDER)}}, **patient).execute()
     assert work.report.exists() and work.forecasts.exists() and work.backtest.exists()
     assert registry.tracking_uri(work).endswith("mlflow.db")
 

@@ -124,8 +124,7 @@ def forecast_line(page: webdriver.Chrome) -> list[float]:
 def downloaded(page: webdriver.Chrome, button: str, folder: Path) -> tuple[str, Rows]:
     page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
     page.find_element(By.ID, button).click()
-    end = time.monotonic() + 10
-    while not (found := list(folder.glob("*.csv"))) and time.monotonic() < end:
+    while not (found := list(folder.glob("*.csv"))):
         time.sleep(0.05)
     return found[0].name, list(csv.reader(io.StringIO(found[0].read_text("utf-8-sig"))))
 

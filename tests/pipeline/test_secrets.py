@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from salescast import tracking
+from salescast import processes
 
 from .conftest import SMALL, salescast
 
@@ -73,13 +73,18 @@ def mlflow_with_password(folder: Path) -> Iterator[str]:
         "backend-store-uri": f"sqlite:///{folder}/mlflow.db",
         "artifacts-destination": str(folder / "artifacts"),
     }
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *(f"--{name}={value}" for name, value in options.items())],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        env=os.environ | {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "x"},
-    )  # fmt: skip
+    log = folder / "mlflow.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *(f"--{name}={value}" for name, value in options.items())],
+            stdout=out, stderr=out, start_new_session=True,
+            env=os.environ
+            | {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "x"},
+        )  # fmt: skip
     try:
-        tracking.check(f"http://127.0.0.1:{port}", attempts=90)
+        starting = processes.Starting("MLflow", server, f"http://127.0.0.1:{port}/health", log)
+        while not starting.ready():
+            time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, 9)
@@ -136,9 +141,8 @@ def test_a_secret_would_be_found(tmp_path: Path) -> None:
     (tmp_path / "deep" / "file").write_text(f"x{secret}x")
     assert files_with_secrets(tmp_path) == [tmp_path / "deep" / "file"]
     with arguments_watched() as seen:
-        sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(20)", secret])
-        end = time.monotonic() + 10
-        while not seen and time.monotonic() < end:
+        sleeper = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()", secret])
+        while not seen:
             time.sleep(0.05)
         sleeper.kill()
         sleeper.wait()

@@ -248,7 +248,7 @@ def training(rehearsal: Rehearsal) -> None:
         )
     ]
     for process in nodes:
-        process.finished(1800)
+        process.finished()
     step("trainjob/sales-training is complete")
 
 

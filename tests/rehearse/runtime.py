@@ -25,7 +25,6 @@ from cluster import NAMESPACE, ROOT, Pod
 
 USER = 1000650000  # as OpenShift gives out: unknown to the image, in group 0, with the namespace's fsGroup
 NODE = "10.88.0.1"
-PATIENCE = 600.0  # seconds that a container which ends has for it
 
 
 def output(*command: str) -> str:
@@ -50,13 +49,9 @@ class Process:
     def tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
-    def finished(self, seconds: float) -> None:
+    def finished(self) -> None:
         """Wait for its success."""
-        try:
-            code = self.popen.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise SystemExit(f"{self.name} did not finish in {seconds:.0f} s\n{self.tail()}") from None
-        if code:
+        if code := self.popen.wait():
             raise SystemExit(f"{self.name} ended with {code}\n{self.tail()}")
 
     def probe(self, kind: str) -> str:
@@ -86,7 +81,7 @@ class Process:
 
         One that ends or does not start in time is started again, once: a busy machine may be quick enough then.
         """
-        startup = self.spec.get("startupProbe", {"periodSeconds": 2, "failureThreshold": 30})
+        startup = self.spec.get("startupProbe", {"periodSeconds": 5, "failureThreshold": 360})
         until = time.monotonic() + startup["periodSeconds"] * startup["failureThreshold"]
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             while kind in self.spec and (reason := self.probe(kind)):
@@ -178,11 +173,11 @@ class Cluster:
         """Run a container to its end; it is started again after a failure when the pod says so."""
         for _ in range(2 if pod.spec.get("restartPolicy") == "OnFailure" else 0):
             process = self._container(spec, name, network, volumes, extra)
-            if process.popen.wait(PATIENCE) == 0:
+            if process.popen.wait() == 0:
                 return process
             sys.stdout.write(f"          {process.name} failed and is started again\n{process.tail()}\n")
         process = self._container(spec, name, network, volumes, extra)
-        process.finished(PATIENCE)
+        process.finished()
         return process
 
     def _network(self, network: str, name: str) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import sqlite3
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -114,10 +113,10 @@ def test_stopped_and_started_under_load(running: Running, postgres: pixeltable_p
     with running.client() as client:
         expected = forecasts(client.post(PREDICT, json=ASK))
         with load(running) as seen:
-            wait(lambda: len(seen) > 20)
+            wait(lambda: len(seen) > 20, running)
             postgres.stop()
             down = len(seen)
-            wait(count(seen, 503, down))
+            wait(count(seen, 503, down), running)
             error = next(answer for answer in seen[down:] if answer.status_code == 503).json()["error"]
             assert error.startswith("online store: PostgreSQL")
             assert not answers(running.url + READY)
@@ -125,8 +124,8 @@ def test_stopped_and_started_under_load(running: Running, postgres: pixeltable_p
             assert client.get("/v2/health/live").status_code == 200
             postgres.start()
             up = len(seen)
-            wait(count(seen, 200, up + 4))
-            wait(lambda: answers(running.url + READY))
+            wait(count(seen, 200, up + 4), running)
+            wait(lambda: answers(running.url + READY), running)
         assert {answer.status_code for answer in seen} == {200, 503}
         assert all(right(answer, expected) for answer in seen if answer.status_code == 200)
         assert client.post(PREDICT, json=ASK).status_code == 200
@@ -139,9 +138,9 @@ def test_connections_cut_under_load_are_not_noticed(
     with load(running) as seen, psycopg.connect(postgres.get_uri(), autocommit=True) as admin:
         for _ in range(3):
             before = len(seen)
-            wait(lambda before=before: len(seen) > before + 10)
+            wait(lambda before=before: len(seen) > before + 10, running)
             admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
-        wait(lambda: len(seen) > 60)
+        wait(lambda: len(seen) > 60, running)
     assert Counter(answer.status_code for answer in seen).keys() == {200}
 
 
@@ -162,7 +161,7 @@ def test_a_frozen_database_is_answered_503_and_recovered_from(
         finally:
             for pid in frozen:
                 os.kill(pid, signal.SIGCONT)
-        wait(lambda: client.post(PREDICT, json=ASK).status_code == 200)
+        wait(lambda: client.post(PREDICT, json=ASK).status_code == 200, running)
         assert right(client.post(PREDICT, json=ASK), expected)
 
 
@@ -193,8 +192,7 @@ def test_a_server_started_before_its_database_gets_ready_by_itself(
             assert "online store: PostgreSQL" in answer.json()["error"]
             assert client.post(PREDICT, json=ASK).status_code == 503
             postgres.start()
-            wait(lambda: answers(server.url + READY))
+            wait(lambda: answers(server.url + READY), server)
             assert client.post(PREDICT, json=ASK).status_code == 200
     finally:
         postgres.start()
-        time.sleep(0)

@@ -1,11 +1,15 @@
 import http.server
 import json
 import resource
+import signal
 import sqlite3
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -185,3 +189,19 @@ def test_sending_goes_on_behind_what_was_sent(tmp_path: Path) -> None:
 def test_a_folder_without_a_journal_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tracking.main([str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"error: no tracking journal in {tmp_path}\n"
+
+
+def test_a_sender_that_works_is_waited_for_unless_mlflow_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at the clock is an hour after the one before, and the sender has used CPU time since."""
+    quiet, clock, used = tracking.Quiet, count(0.0, 3600.0), count(0.0)
+    monkeypatch.setattr(tracking, "Quiet", lambda: quiet(lambda: next(clock)))
+    monkeypatch.setattr(tracking, "cpu_seconds", lambda _: next(used))
+    sender = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
+    tracking._await(sender, tmp_path, patience=60)
+    assert sender.returncode == 0
+    (tmp_path / tracking.AWAY).touch()
+    sender = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    tracking._await(sender, tmp_path, patience=60)
+    assert sender.returncode == -signal.SIGTERM

@@ -19,7 +19,7 @@ def use(**changes: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env={**os.environ, **changes},
-        capture_output=True, text=True, timeout=150, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
