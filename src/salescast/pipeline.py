@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -119,7 +119,12 @@ def _tracking(work: Workdir) -> Tracking | None:
     if uri == "off":
         return None
     local = settings().mlflow_tracking_uri is None
-    return Tracking(uri, EXPERIMENT, MODEL, work.fits / "journal", str(work.artifacts.resolve()) if local else None)
+    return Tracking(uri, EXPERIMENT, MODEL, _journals(work), str(work.artifacts.resolve()) if local else None)
+
+
+def _journals(work: Workdir) -> Path:
+    """One folder a training, of what MLflow is to be told of it."""
+    return work.fits / "journal"
 
 
 def default_cutoffs(work: Workdir, config: TrainConfig) -> list[date]:
@@ -145,9 +150,9 @@ def backtest_stage(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The backtest frame of the model, every baseline and `with_others`, and the importance of the feature groups.
 
-    Both are also written to the workdir.
+    Both are also written to the workdir, and last the manifest that says which bundles were tested.
     """
-    from salescast import baselines, bundle, others
+    from salescast import baselines, bundle, lineage, others
     from salescast.dataset import scan
 
     training = scan(trained.training)
@@ -163,6 +168,7 @@ def backtest_stage(
     groups = evaluate.importance(bundles, training, _groups(training.collect_schema().names()), seed=0)
     parquet.write(frame, work.backtest)
     parquet.write(groups, work.root / "importance.parquet")
+    lineage.note(work, trained.tested)
     return frame, groups
 
 
@@ -206,18 +212,35 @@ def backtest(
 def register_stage(work: Workdir) -> Registration | None:
     """Log the backtest to the run of the final fit and register its bundle; None when tracking is switched off.
 
-    Raises UserError when there is no trained bundle or no backtest.
+    The champion's bundle, this one or an earlier one, is then in the workdir too. Raises UserError when there is no
+    trained bundle or no backtest, or when the backtest is of another recipe (see `lineage.judged`).
     """
-    from salescast import bundle, registry, tracking
+    from salescast import champion, lineage, registry, tracking
 
     if tracking_uri(work) == "off":
         return None
-    digest = bundle.read_metadata(work.models)["digest"]
-    run_id = tracking.run_id(Plan.read(work.plan))
-    if run_id is None or not work.backtest.is_file():
-        raise UserError(f"no tracked training with a backtest in {work.root}; run `salescast run` first")
-    tested = parquet.read(work.backtest, "run `salescast run` again")
-    return registry.register(work, run_id, digest, tested, MODEL)
+    evaluation = lineage.judged(work)
+    run_id = evaluation.final and tracking.run_of(_journals(work), evaluation.final.fit_digest)
+    if run_id is None:
+        raise UserError(
+            f"MLflow has nothing of the training of {work.models}; run `salescast train` again: it sends it"
+        )
+    tested = parquet.read(work.backtest, "run `salescast backtest` again")
+    result = registry.register(work, run_id, judged, tested, MODEL)
+    with suppress(champion.NoChampionError):
+        champion.keep(work)
+    return result
+
+
+def served(work: Workdir) -> tuple[Path, str]:
+    """The bundle folder that a run ends with, and what it is in words: the champion, or without one the last bundle."""
+    from salescast import champion
+
+    try:
+        return champion.keep(work), "the champion"
+    except champion.NoChampionError as error:
+        logger.warning("no champion; this run's own bundle is asked for by name: %s", error)
+        return work.models, "the last bundle, asked for by name: there is no champion"
 
 
 @dataclass(frozen=True)
@@ -240,6 +263,7 @@ class Summary:
     version: int | None
     champion: bool
     reason: str
+    served: str
     paths: dict[str, str]
     answers: list[dict[str, Any]]
 
@@ -292,9 +316,10 @@ def run(
     with timed("materialize"):
         retrieval.materialize(work)
     with timed("forecasts"):
-        forecast.write_all(work, work.forecasts)
+        folder, what = served(work)
+        forecast.write_all(work, work.forecasts, folder)
     with timed("serving"):
-        answers = serving_check.ask(work)
+        answers = serving_check.ask(work, None if folder != work.models else folder)
     summary = Summary(
         model=MODEL,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -312,6 +337,7 @@ def run(
         version=registered.version if registered else None,
         champion=bool(registered and registered.champion),
         reason=registered.reason if registered else "tracking is switched off",
+        served=what,
         paths={"report": str(work.report), "forecasts": str(work.forecasts), "mlflow": str(tracking_uri(work))},
         answers=answers,
     )

@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import numpy as np
 import polars as pl
 
-from salescast import parquet
+from salescast import champion, parquet
 from salescast.config import Workdir
 from salescast.errors import UserError
 from salescast.schema import KEYS, MODEL_NAME
@@ -32,13 +33,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(work: Workdir) -> Iterator[str]:
+def server(work: Workdir, model_dir: Path | None = None) -> Iterator[str]:
     """A ready forecast server of the workdir; yields its address, and stops it at the end.
+
+    It serves the champion, or the bundle in `model_dir`.
 
     Raises UserError with the server's last words when it does not get ready.
     """
     port, log = free_port(), work.root / "server.log"
     command = [sys.executable, "-m", "salescast.cli", "serve", "--workdir", str(work.root)]
+    command += ["--model-dir", str(model_dir)] if model_dir else ["--model", champion.CHAMPION]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "--port", str(port), "--grpc-port", str(free_port())], stdout=out, stderr=subprocess.STDOUT
@@ -64,7 +68,7 @@ def _ready(url: str) -> bool:
         return False
 
 
-def ask(work: Workdir) -> list[dict[str, Any]]:
+def ask(work: Workdir, model_dir: Path | None = None) -> list[dict[str, Any]]:
     """The server's answers for the largest few series, with the milliseconds that the request took.
 
     Raises UserError when an answer is not the offline forecast of `work.forecasts`.
@@ -72,7 +76,7 @@ def ask(work: Workdir) -> list[dict[str, Any]]:
     offline = parquet.read(work.forecasts, "run `salescast forecast --all` again")
     largest = offline.group_by(KEYS).agg(pl.col("forecast").sum()).sort("forecast", descending=True).head(SERIES)
     instances = largest.select(KEYS).to_dicts()
-    with server(work) as url, httpx.Client(base_url=url, timeout=10) as client:
+    with server(work, model_dir) as url, httpx.Client(base_url=url, timeout=10) as client:
         path = f"/v1/models/{MODEL_NAME}:predict"
         client.post(path, json={"instances": instances})  # the first request opens connections
         start = time.perf_counter()

@@ -107,5 +107,6 @@ def test_without_a_registry_or_a_champion_the_server_does_not_start(
     ports = ["--port", str(free_port()), "--grpc-port", str(free_port())]
     done = subprocess.run([*command, *ports], check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert f"has no {MODEL_NAME}@champion to give" in done.stderr
+    assert f"has no {MODEL_NAME}@champion" in done.stderr and "--model-dir" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "Traceback" not in done.stderr
