@@ -219,12 +219,10 @@ def register_stage(work: Workdir) -> Registration | None:
 
     if tracking_uri(work) == "off":
         return None
-    evaluation = lineage.judged(work)
-    run_id = evaluation.final and tracking.run_of(_journals(work), evaluation.final.fit_digest)
+    judged = lineage.judged(work)
+    run_id = tracking.run_of(_journals(work), judged.final.fit_digest)
     if run_id is None:
-        raise UserError(
-            f"MLflow has nothing of the training of {work.models}; run `salescast train` again: it sends it"
-        )
+        raise UserError(f"MLflow has nothing of the training of {work.models}; `salescast train` again sends it")
     tested = parquet.read(work.backtest, "run `salescast backtest` again")
     result = registry.register(work, run_id, judged, tested, MODEL)
     with suppress(champion.NoChampionError):

@@ -170,13 +170,8 @@ def _register(
         now = f"version {champion.version}" if champion else "no version"
         return Registration(int(found.version), False, f"it was champion before; now {now} has the alias")
     verdict = judge(backtest, model, before)
-    tags = {
-        "digest": digest,
-        "verdict": verdict.reason,
-        "model": model,
-        "backtest": evaluation.backtest,
-        PROMOTED: "no",
-    }
+    tags = {"digest": digest, "verdict": verdict.reason, "model": model, PROMOTED: "no"}
+    tags["backtest"] = judged.evaluation.backtest
     version = found or client.create_model_version(MODEL_NAME, f"{artifacts}/{place}", run_id=run_id, tags=tags)
     for name, value in tags.items():
         if version.tags.get(name) != value:  # judged before, by another backtest or beside another champion

@@ -125,12 +125,14 @@ def test_feast_itself_works_in_the_feature_repo(finished_run: Finished) -> None:
         (["backtest", "--cutoffs", "soon"], "--cutoffs must be dates like"),
         (["backtest", "--out", "tested.xls"], "end the name with .csv, .parquet or .xlsx"),
         (["register"], "no model bundle in"),
-        (["forecast", "--store", "1"], "no model bundle in"),
+        (["forecast", "--store", "1", "--model-dir", "m"], "no model bundle in m"),
+        (["forecast", "--store", "1"], "has no sales-forecast@champion"),
         (["forecast"], "which store? give --store"),
         (["forecast", "--all", "--out", "all.txt"], "end the name with .csv, .parquet or .xlsx"),
         (["forecast", "--store", "1", "--out", "one.csv"], "give --all with it"),
         (["report"], "salescast"),
-        (["serve"], "no model bundle in"),
+        (["serve"], "has no sales-forecast@champion"),
+        (["serve", "--model-dir", "m"], "no model bundle in m"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_clear_line(
