@@ -230,15 +230,27 @@ def register_stage(work: Workdir) -> Registration | None:
     return result
 
 
-def served(work: Workdir) -> tuple[Path, str]:
-    """The bundle folder that a run ends with, and what it is in words: the champion, or without one the last bundle."""
-    from salescast import champion
+def served(work: Workdir, horizon: int) -> tuple[Path, str]:
+    """The bundle folder that a run ends with, and what it is in words: the champion, if there is one.
+
+    Without one, and when it forecasts more than the `horizon` weeks that the features were just built for, the run's
+    own bundle is asked for by name, and that is said.
+    """
+    from salescast import bundle, champion
 
     try:
-        return champion.keep(work), "the champion"
+        folder = champion.keep(work)
     except champion.NoChampionError as error:
-        logger.warning("no champion; this run's own bundle is asked for by name: %s", error)
+        logger.warning("this run's own bundle is asked for by name: %s", error)
         return work.models, "the last bundle, asked for by name: there is no champion"
+    weeks = bundle.read_metadata(folder)["config"]["horizon"]
+    if weeks > horizon:
+        logger.warning(
+            "the champion forecasts %d weeks and cannot be served: the features are built for %d now; run "
+            "`salescast run --horizon %d` for it; this run's own bundle is asked for by name", weeks, horizon, weeks,
+        )  # fmt: skip
+        return work.models, f"the last bundle, asked for by name: the champion needs features of {weeks} weeks"
+    return folder, "the champion"
 
 
 @dataclass(frozen=True)
@@ -314,10 +326,10 @@ def run(
     with timed("materialize"):
         retrieval.materialize(work)
     with timed("forecasts"):
-        folder, what = served(work)
+        folder, what = served(work, config.horizon)
         forecast.write_all(work, work.forecasts, folder)
     with timed("serving"):
-        answers = serving_check.ask(work, None if folder != work.models else folder)
+        answers = serving_check.ask(work, folder if folder == work.models else None)
     summary = Summary(
         model=MODEL,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
