@@ -251,9 +251,9 @@ OPEN = [
     ("sales-training", "feast-ray-head", 10001),
     ("sales-training", "mlflow", 5000),
     ("sales-forecast", "postgres", 5432),
+    ("sales-forecast", "mlflow", 5000),
 ]
 CLOSED = [
-    ("sales-forecast", "mlflow", 5000),
     ("sales-forecast", "feast-ray-head", 10001),
     ("sales-training", "feast-ray-head", 8265),
     ("sales-training", "feast-ray-cpu", 10001),
