@@ -212,6 +212,7 @@ def targets(work: Workdir, root: Path, kind: str, stack: ExitStack) -> Iterator[
     port, tools = free_port(), Path(sys.executable).parent
     url = f"http://127.0.0.1:{port}"
     command = [str(tools / "salescast"), "serve", "--workdir", str(mine), "--port", str(port)]
+    command += ["--model-dir", str(mine / "models")]
     body = lambda n: {"instances": instances(n)}  # noqa: E731
     target = Target(f"salescast, {kind}", f"{url}/v1/models/sales-forecast:predict", body)
     yield target, [*command, "--grpc-port", str(free_port())], f"{url}/v2/models/sales-forecast/ready", mine

@@ -175,6 +175,7 @@ def memory(process: subprocess.Popen[bytes]) -> float:
 def started(root: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
     port = free_port()
     command = [sys.executable, "-m", "salescast.cli", "serve", "--workdir", str(root), "--port", str(port)]
+    command += ["--model-dir", str(root / "models")]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "--grpc-port", str(free_port())], stdout=out, stderr=subprocess.STDOUT,

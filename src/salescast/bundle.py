@@ -210,6 +210,14 @@ def finished(folder: Path, fit_digest: str) -> bool:
     return described.get("fit_digest") == fit_digest and not _damaged(folder, described)
 
 
+def whole(folder: Path) -> bool:
+    """True if `folder` holds a bundle with every file it was written with."""
+    try:
+        return not _damaged(folder, read_metadata(folder))
+    except (UserError, OSError):
+        return False
+
+
 def _damaged(folder: Path, described: dict[str, Any]) -> list[str]:
     """Files that are missing or are not the ones the metadata was written with."""
     return [

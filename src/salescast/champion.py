@@ -1,24 +1,42 @@
-"""The model that an alias of the MLflow registry names, kept as a bundle folder beside the server.
+"""The model that an alias of the MLflow registry names, kept as a bundle folder, and what is served by default.
 
 `python -m salescast.champion MODEL FOLDER WORKDIR` runs as a process of its own, which spares the server MLflow's
-import and its outages: the server looks at FOLDER/bundle as at any other bundle.
+import and its outages: the server looks at FOLDER/bundle as at any other bundle. With `--once` it fetches and ends.
 """
 
+import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from salescast.config import Workdir, settings
 from salescast.errors import UserError
+from salescast.files import replace_dir
+from salescast.schema import MODEL_NAME
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
 
 MODEL = re.compile(r"models:/([^/@]+)@([^/@]+)")
-BUNDLE = "bundle"  # as a training logs it in its run
+CHAMPION: Final = f"models:/{MODEL_NAME}@champion"
+BUNDLE: Final = "bundle"
+NOTE: Final = "version.json"  # which version the bundle beside it is
+UNKNOWN: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow: no such model, no such alias
+ONCE: Final = "--once"
+
+
+class NoChampionError(UserError):
+    """The registry answers, or there is none, and it has no such model: nothing is served by default."""
 
 
 def split(model: str) -> tuple[str, str]:
@@ -29,40 +47,135 @@ def split(model: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
+def chosen(model: str | None = None, model_dir: Path | None = None) -> str | Path:
+    """What serves and forecasts: what is asked for here, else by the environment, else the champion.
+
+    A string is a model of the registry, a path a bundle folder.
+    """
+    return model or model_dir or settings().model or settings().model_dir or CHAMPION
+
+
+def bundle_folder(workdir: Workdir, model_dir: Path | None = None) -> Path:
+    """The bundle folder of what `chosen` says; a model of the registry is brought to `workdir.champion` first.
+
+    Raises NoChampionError without such a model, UserError when MLflow does not answer and no copy is kept.
+    """
+    what = chosen(model_dir=model_dir)
+    return what if isinstance(what, Path) else keep(workdir, what)
+
+
+def keep(workdir: Workdir, model: str = CHAMPION) -> Path:
+    """Bring the bundle of `model` to `workdir.champion`, if another one is there; returns its folder."""
+    follower = Follower(model, workdir.champion, workdir)
+    follower.fetch_or_copy()
+    return follower.bundle
+
+
 class Follower:
     """Keeps in `folder` the bundle that the alias of `model` names."""
 
     def __init__(self, model: str, folder: Path, workdir: Workdir) -> None:
-        """Raises UserError for a model that is not named as `split` has it, and without a registry."""
-        from salescast.registry import mlflow_client, tracking_uri
+        """Raises UserError for a model that is not named as `split` has it, NoChampionError without a registry."""
+        from salescast.registry import tracking_uri
 
+        self.model, self.folder, self.kept, self.uri = model, folder, workdir.champion, tracking_uri(workdir)
         self.name, self.alias = split(model)
-        self.folder, self.uri = folder, tracking_uri(workdir)
+        self.by_name = f"or ask for a bundle by name: --model-dir {workdir.models}, SALESCAST_MODEL_DIR"
         if self.uri == "off":
-            raise UserError(f"{model} is in a registry and MLFLOW_TRACKING_URI is off; set it, or give --model-dir")
-        self.client, self.seen = mlflow_client(self.uri), ""
+            raise NoChampionError(
+                f"{model} is in a registry and MLFLOW_TRACKING_URI is off: there is no champion; set it, {self.by_name}"
+            )
+        self._seen: dict[str, str] = {}
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / BUNDLE
+
+    @cached_property
+    def _client(self) -> "MlflowClient":
+        from salescast.registry import mlflow_client
+
+        return mlflow_client(self.uri)
 
     def fetch(self) -> None:
-        """Bring the bundle into the folder if it is another one than before.
+        """Bring the bundle into the folder if it is another one than is there.
 
-        Raises UserError when MLflow does not answer, has no such alias or a broken bundle; each bundle is tried once.
+        Raises NoChampionError when MLflow has no such alias, UserError when it does not answer or has a broken bundle,
+        and when the folder cannot be written. A version that did not arrive whole is fetched again at the next call.
         """
-        from mlflow.exceptions import MlflowException
+        version = self._version()
+        wanted = {"uri": self.uri, "version": str(version.version), "run_id": str(version.run_id)}
+        if self._seen == wanted:
+            return
+        if not self._seen and _holds(self.folder, wanted):
+            self._seen = wanted
+            return
+        self._bring(version, wanted)
+        self._seen = wanted
+        logger.warning("%s@%s is version %s", self.name, self.alias, version.version)
 
-        from salescast import bundle
-        from salescast.files import replace_dir
+    def _version(self) -> "ModelVersion":
+        none = NoChampionError(
+            f"MLflow at {self.uri} has no {self.name}@{self.alias}: no model was better than all others yet; see the "
+            f"verdict of `salescast register`, {self.by_name}"
+        )
+        if self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).exists():
+            raise none  # MLflow would make the file
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            version = self.client.get_model_version_by_alias(self.name, self.alias)
-            if version.version == self.seen:
-                return
+            return self._client.get_model_version_by_alias(self.name, self.alias)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            if isinstance(error, MlflowException) and error.error_code in UNKNOWN:
+                raise none from None
+            raise self._refusal(error) from None
+
+    def _bring(self, version: "ModelVersion", wanted: dict[str, str]) -> None:
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from salescast import bundle
+
+        try:
             with replace_dir(self.folder) as temporary:
-                self.client.download_artifacts(version.run_id, BUNDLE, str(temporary))
-                self.seen = version.version
-                bundle.load(temporary / BUNDLE)
-        except (MlflowException, OSError) as error:
-            raise UserError(f"MLflow at {self.uri} has no {self.name}@{self.alias} to give: {error}") from None
-        logger.warning("%s@%s is version %s", self.name, self.alias, version.version)
+                source = self._client.get_model_version_download_uri(self.name, version.version)
+                arrived = download_artifacts(artifact_uri=source, dst_path=str(temporary), tracking_uri=self.uri)
+                Path(arrived).replace(temporary / BUNDLE)
+                digest = bundle.load(temporary / BUNDLE).digest
+                registered = version.tags.get("digest", digest)  # a version that was made by hand has none
+                if digest != registered:
+                    raise UserError(
+                        f"bundle {digest[:12]} of version {version.version} in MLflow at {self.uri} is not the one "
+                        f"that was registered ({registered[:12]}); run `salescast register` with that one"
+                    )
+                (temporary / NOTE).write_text(json.dumps(wanted))
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: Exception) -> UserError:
+        reason = " ".join(str(error).split())
+        return UserError(f"MLflow at {self.uri} does not give {self.model}: {reason[:300]}; {self.by_name}")
+
+    def fetch_or_copy(self) -> None:
+        """`fetch`; where that cannot be done, the bundle that the workdir keeps goes on, and that is said."""
+        from salescast import tracking
+
+        try:
+            if self.uri.startswith("http"):
+                tracking.check(self.uri, attempts=1)  # MLflow's own client waits for minutes
+            self.fetch()
+        except NoChampionError:
+            raise
+        except UserError as error:
+            known = _note(self.kept)
+            if known.get("uri") != self.uri or not _holds(self.kept, known):
+                raise
+            if self.kept != self.folder:
+                with replace_dir(self.folder) as temporary:
+                    shutil.copytree(self.kept, temporary, dirs_exist_ok=True)
+            logger.warning("version %s, kept in %s, goes on: %s", known["version"], self.kept, error)
 
     def follow(self) -> None:
         """Look every `SALESCAST_MODEL_POLL_SECONDS`, and on SIGHUP, until the parent process is gone."""
@@ -80,17 +193,34 @@ class Follower:
                 told = str(error)
 
 
+def _note(folder: Path) -> dict[str, str]:
+    """Which version is in `folder`; {} where that is not known."""
+    try:
+        found = json.loads((folder / NOTE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _holds(folder: Path, wanted: dict[str, str]) -> bool:
+    """Whether the folder has the whole bundle of this version."""
+    from salescast import bundle
+
+    return bool(wanted) and _note(folder) == wanted and bundle.whole(folder / BUNDLE)
+
+
 def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    model, folder, root = arguments
+    model, folder, root, *once = arguments
     try:
         follower = Follower(model, Path(folder), Workdir(Path(root)))
-        if not follower.folder.exists():  # it does after a restart
-            follower.fetch()
+        if once:
+            follower.fetch_or_copy()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    follower.follow()
+    if not once:
+        follower.follow()
     return 0
 
 

@@ -20,6 +20,7 @@ from salescast.options import (
     FeaturesOption,
     HorizonOption,
     JsonOption,
+    ModelDirOption,
     OpenDaysOption,
     PlannedOption,
     RenameOption,
@@ -231,6 +232,8 @@ def run_backtest(
 def register_model(workdir: WorkdirOption = None, as_json: JsonOption = False) -> None:
     """Register the trained bundle; it becomes champion if its backtest is better than all others.
 
+    The backtest must be of the same settings and data: `salescast train`, `salescast backtest`, then this.
+
     Example: `salescast register`
     """
     from salescast import pipeline
@@ -244,19 +247,17 @@ def register_model(workdir: WorkdirOption = None, as_json: JsonOption = False) -
 @app.command("serve")
 def serve_model(
     workdir: WorkdirOption = None,
-    model_dir: Annotated[
-        Path | None, typer.Option(help="Bundle folder.", envvar="SALESCAST_MODEL_DIR", show_default="WORKDIR/models")
-    ] = None,
+    model_dir: ModelDirOption = None,
     port: Annotated[int | None, typer.Option(help="HTTP port.", show_default="8080")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port.", show_default="8081")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Registered model to follow instead: models:/sales-forecast@champion.")
+        str | None, typer.Option(help="Registered model to follow.", show_default="models:/sales-forecast@champion")
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that share the ports.", show_default="1")
     ] = None,
 ) -> None:
-    """Serve forecasts: ids in, calibrated forecasts out.
+    """Serve the champion's forecasts: ids in, calibrated forecasts out.
 
     Example: `salescast serve --port 8080`, then
     `curl localhost:8080/v1/models/sales-forecast:predict -d '{"instances": [{"store_id": 1, "dept_id": 3}]}'`
@@ -274,6 +275,7 @@ def up_everything(
     grpc_port: Annotated[int | None, typer.Option(help="The same by gRPC.", show_default="8081")] = None,
     mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow pages.", envvar="SALESCAST_MLFLOW_PORT")] = 5000,
     feast_port: Annotated[int, typer.Option(help="Port of the Feast pages.", envvar="SALESCAST_FEAST_PORT")] = 8888,
+    model_dir: ModelDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Forecast API, MLflow and Feast pages of a finished run, until Ctrl-C.
@@ -283,7 +285,7 @@ def up_everything(
     from salescast import up
 
     ports = up.Ports(port or settings().http_port, grpc_port or settings().grpc_port, mlflow_port, feast_port)
-    up.run(workdir_of(workdir), ports, lambda addresses: show.addresses(addresses, as_json))
+    up.run(workdir_of(workdir), ports, lambda addresses: show.addresses(addresses, as_json), model_dir)
 
 
 @app.command("forecast")
@@ -300,9 +302,10 @@ def show_forecast(
         typer.Option(help="File for --all: .csv, .parquet, .xlsx.", show_default="WORKDIR/forecasts.parquet"),
     ] = None,
     draw: Annotated[bool, typer.Option("--draw", help="Draw history and forecast.")] = False,
+    model_dir: ModelDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The next weeks of one series as a table, or of all series as a file.
+    """The champion's next weeks of one series as a table, or of all series as a file.
 
     Example: `salescast forecast --store 1 --dept 3 --weeks 8 --draw`
     """
@@ -310,7 +313,7 @@ def show_forecast(
 
     work = workdir_of(workdir)
     if every:
-        count = forecast.write_all(work, out or work.forecasts)
+        count = forecast.write_all(work, out or work.forecasts, model_dir)
         path = out or work.forecasts
         show.result(f"{count:,} forecasts in {path}", {"forecasts": count, "file": path}, as_json)
         return
@@ -318,7 +321,7 @@ def show_forecast(
         raise UserError("--out takes the forecasts of every series; give --all with it")
     if store is None:
         raise UserError("which store? give --store (and --dept), or --all for every series")
-    rows = forecast.one(work, store, dept, weeks)
+    rows = forecast.one(work, store, dept, weeks, model_dir)
     drawing = forecast.chart(forecast.history(work, store, dept), rows) if draw else None
     show.forecast(rows, f"store {store}, department {dept}", drawing, as_json)
 

@@ -170,9 +170,9 @@ class Settings(BaseSettings):
     nproc_per_node: int = Field(default=2, ge=1, validation_alias="SALESCAST_NPROC")
     http_port: int = Field(default=8080, ge=1, le=65535, validation_alias="SALESCAST_HTTP_PORT")
     grpc_port: int = Field(default=8081, ge=1, le=65535, validation_alias="SALESCAST_GRPC_PORT")
-    # The bundle folder that is served; by default the workdir's.
+    # The bundle folder that is served, asked for by name; by default the champion of the registry.
     model_dir: Path | None = Field(default=None, validation_alias="SALESCAST_MODEL_DIR")
-    # Served instead, whatever version it is: models:/sales-forecast@champion
+    # The model of the registry that is served, whatever version it is; by default models:/sales-forecast@champion.
     model: str | None = Field(default=None, validation_alias="SALESCAST_MODEL")
     # Server processes, which share the ports.
     serve_workers: int = Field(default=1, ge=1, validation_alias="SALESCAST_SERVE_WORKERS")
@@ -269,6 +269,11 @@ class Workdir:
         return self.root / "models"
 
     @property
+    def champion(self) -> Path:
+        """The champion's bundle as it was last fetched from the registry, and which version that is."""
+        return self.root / "champion"
+
+    @property
     def fits(self) -> Path:
         """Bundles of the backtest, one folder a cutoff, and checkpoints of fits under way."""
         return self.root / "fits"
@@ -281,6 +286,11 @@ class Workdir:
     @property
     def backtest(self) -> Path:
         return self.root / "backtest.parquet"
+
+    @property
+    def evaluation(self) -> Path:
+        """Which data, settings and bundles the backtest was made from."""
+        return self.root / "evaluation.json"
 
     @property
     def forecasts(self) -> Path:

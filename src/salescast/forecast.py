@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.text import Text
 
-from salescast import bundle, parquet, schema, tables
+from salescast import bundle, champion, parquet, schema, tables
 from salescast.bundle import Bundle
 from salescast.config import Workdir
 from salescast.errors import UserError
@@ -47,8 +47,11 @@ def long_form(model: Bundle, rows: pl.DataFrame, weeks: int | None = None) -> pl
 
 
 def forecast_all(workdir: Workdir, model_dir: Path | None = None) -> pl.DataFrame:
-    """Every series, every week of the model's horizon; null where a series has nothing to start from."""
-    model = bundle.load(model_dir or workdir.models)
+    """Every series, every week of the model's horizon; null where a series has nothing to start from.
+
+    The model is the one that would be served: that of `model_dir`, else of the environment, else the champion.
+    """
+    model = bundle.load(champion.bundle_folder(workdir, model_dir))
     return long_form(model, upcoming(workdir))
 
 
@@ -70,7 +73,7 @@ def one(workdir: Workdir, store: int, dept: int, weeks: int | None, model_dir: P
 
     Raises UserError for an unknown series and for too many weeks.
     """
-    model = bundle.load(model_dir or workdir.models)
+    model = bundle.load(champion.bundle_folder(workdir, model_dir))
     rows = upcoming(workdir, (store, dept))
     if rows.is_empty():
         known = pl.read_parquet(workdir.data / f"{schema.STORE_VIEW}.parquet", columns=list(KEYS))

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -130,7 +130,9 @@ class Forecaster:
         database = open_database(options, repo, settings.online_timeout)
         self._load = partial(open_served, folder, project, database, settings)
         self._seen = self._signature()
-        self.served = self._load()
+        # Its futures hold whatever a load raises, so that no exception can end the thread that watches the folder.
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="bundle-load")
+        self.served = self._loader.submit(self._load).result()
         self._waiting: list[tuple[Served, Query, asyncio.Future[Answer]]] = []
         self._series_waiting = 0
         self._rate = Rate(settings.max_requests_per_second)
@@ -153,25 +155,43 @@ class Forecaster:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     def _watch(self) -> None:
+        told = ""
         while True:
             self._wake.wait(self._settings.model_poll_seconds)
             self._wake.clear()
-            now = self._signature()
-            if now is not None and now != self._seen:
-                self._seen = now
-                self._reload()
+            try:
+                look = self._loader.submit(self._look)
+            except RuntimeError:  # the process is ending: its executors take nothing more
+                return
+            told = self._told(look, told)
 
-    def _reload(self) -> None:
-        try:
-            served = self._load()
-        except UserError as error:
-            RELOADS.labels("refused").inc()
-            logger.error("the new bundle is refused, %s goes on serving: %s", self.served.version, error)
+    def _look(self) -> None:
+        """Serve the bundle in the folder if it is another one; what is loaded is not loaded again."""
+        now = self._signature()
+        if now is None or now == self._seen:
             return
+        served = self._load()
+        self._seen = now
         if served.model.digest != self.served.model.digest:
             logger.warning("now serving %s instead of %s", served.version, self.served.version)
             self.served = served
             RELOADS.labels("loaded").inc()
+
+    def _told(self, look: Future[None], told: str) -> str:
+        """Log and count why a look failed, once for as long as the reason stays; returns the reason.
+
+        The next look tries again.
+        """
+        error = look.exception()
+        if error is None:
+            return ""
+        reason = repr(error)
+        if reason != told:
+            RELOADS.labels("refused").inc()
+            known = isinstance(error, UserError)
+            text = "the new bundle is refused, %s goes on serving: %s"
+            logger.error(text, self.served.version, error, exc_info=None if known else error)
+        return reason
 
     # --- requests ---
 

@@ -49,6 +49,9 @@ CutoffsOption = Annotated[
     str | None,
     typer.Option(help="Last weeks seen, comma-separated dates; by default quarterly, as many as the data allow."),
 ]
+ModelDirOption = Annotated[
+    Path | None, typer.Option(help="Bundle folder, SALESCAST_MODEL_DIR too.", show_default="the champion's")
+]
 
 
 def workdir_of(root: Path | None) -> Workdir:

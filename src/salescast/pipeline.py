@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -119,7 +119,12 @@ def _tracking(work: Workdir) -> Tracking | None:
     if uri == "off":
         return None
     local = settings().mlflow_tracking_uri is None
-    return Tracking(uri, EXPERIMENT, MODEL, work.fits / "journal", str(work.artifacts.resolve()) if local else None)
+    return Tracking(uri, EXPERIMENT, MODEL, _journals(work), str(work.artifacts.resolve()) if local else None)
+
+
+def _journals(work: Workdir) -> Path:
+    """One folder a training, of what MLflow is to be told of it."""
+    return work.fits / "journal"
 
 
 def default_cutoffs(work: Workdir, config: TrainConfig) -> list[date]:
@@ -145,9 +150,9 @@ def backtest_stage(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The backtest frame of the model, every baseline and `with_others`, and the importance of the feature groups.
 
-    Both are also written to the workdir.
+    Both are also written to the workdir, and last the manifest that says which bundles were tested.
     """
-    from salescast import baselines, bundle, others
+    from salescast import baselines, bundle, lineage, others
     from salescast.dataset import scan
 
     training = scan(trained.training)
@@ -163,6 +168,7 @@ def backtest_stage(
     groups = evaluate.importance(bundles, training, _groups(training.collect_schema().names()), seed=0)
     parquet.write(frame, work.backtest)
     parquet.write(groups, work.root / "importance.parquet")
+    lineage.note(work, trained.tested)
     return frame, groups
 
 
@@ -206,18 +212,45 @@ def backtest(
 def register_stage(work: Workdir) -> Registration | None:
     """Log the backtest to the run of the final fit and register its bundle; None when tracking is switched off.
 
-    Raises UserError when there is no trained bundle or no backtest.
+    The champion's bundle, this one or an earlier one, is then in the workdir too. Raises UserError when there is no
+    trained bundle or no backtest, or when the backtest is of another recipe (see `lineage.judged`).
     """
-    from salescast import bundle, registry, tracking
+    from salescast import champion, lineage, registry, tracking
 
     if tracking_uri(work) == "off":
         return None
-    digest = bundle.read_metadata(work.models)["digest"]
-    run_id = tracking.run_id(Plan.read(work.plan))
-    if run_id is None or not work.backtest.is_file():
-        raise UserError(f"no tracked training with a backtest in {work.root}; run `salescast run` first")
-    tested = parquet.read(work.backtest, "run `salescast run` again")
-    return registry.register(work, run_id, digest, tested, MODEL)
+    judged = lineage.judged(work)
+    run_id = tracking.run_of(_journals(work), judged.final.fit_digest)
+    if run_id is None:
+        raise UserError(f"MLflow has nothing of the training of {work.models}; `salescast train` again sends it")
+    tested = parquet.read(work.backtest, "run `salescast backtest` again")
+    result = registry.register(work, run_id, judged, tested, MODEL)
+    with suppress(champion.NoChampionError):
+        champion.keep(work)
+    return result
+
+
+def served(work: Workdir, horizon: int) -> tuple[Path, str]:
+    """The bundle folder that a run ends with, and what it is in words: the champion, if there is one.
+
+    Without one, and when it forecasts more than the `horizon` weeks that the features were just built for, the run's
+    own bundle is asked for by name, and that is said.
+    """
+    from salescast import bundle, champion
+
+    try:
+        folder = champion.keep(work)
+    except champion.NoChampionError as error:
+        logger.warning("this run's own bundle is asked for by name: %s", error)
+        return work.models, "the last bundle, asked for by name: there is no champion"
+    weeks = bundle.read_metadata(folder)["config"]["horizon"]
+    if weeks > horizon:
+        logger.warning(
+            "the champion forecasts %d weeks and cannot be served: the features are built for %d now; run "
+            "`salescast run --horizon %d` for it; this run's own bundle is asked for by name", weeks, horizon, weeks,
+        )  # fmt: skip
+        return work.models, f"the last bundle, asked for by name: the champion needs features of {weeks} weeks"
+    return folder, "the champion"
 
 
 @dataclass(frozen=True)
@@ -240,6 +273,7 @@ class Summary:
     version: int | None
     champion: bool
     reason: str
+    served: str
     paths: dict[str, str]
     answers: list[dict[str, Any]] = field(default_factory=list)  # of the forecast server, for the largest series
     warning: str | None = None  # why there are no answers, and what to do
@@ -298,7 +332,8 @@ def run(
     with timed("materialize"):
         retrieval.materialize(work)
     with timed("forecasts"):
-        forecast.write_all(work, work.forecasts)
+        folder, what = served(work, config.horizon)
+        forecast.write_all(work, work.forecasts, folder)
     summary = Summary(
         model=MODEL,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -316,18 +351,19 @@ def run(
         version=registered.version if registered else None,
         champion=bool(registered and registered.champion),
         reason=registered.reason if registered else "tracking is switched off",
+        served=what,
         paths={"report": str(work.report), "forecasts": str(work.forecasts), "mlflow": str(tracking_uri(work))},
     )
     summary.write(work)
     with timed("report"):
         report.build(work)
     with timed("serving"):
-        summary = _served(work, summary)
+        summary = _with_answers(work, summary, folder if folder == work.models else None)
     summary.write(work)
     return summary
 
 
-def _served(work: Workdir, summary: Summary) -> Summary:
+def _with_answers(work: Workdir, summary: Summary, model_dir: Path | None) -> Summary:
     """The summary with the forecast server's answers, or with a warning when there is no server to ask.
 
     Raises UserError when the answers are not the offline forecast.
@@ -336,7 +372,9 @@ def _served(work: Workdir, summary: Summary) -> Summary:
     from salescast.processes import NotReadyError
 
     try:
-        return replace(summary, answers=serving_check.ask(work))
+        return replace(summary, answers=serving_check.ask(work, model_dir))
     except NotReadyError as error:
-        again = f"all results are there, but no server was asked; to start one: {serving_check.by_hand(work)}"
+        again = (
+            f"all results are there, but no server was asked; to start one: {serving_check.by_hand(work, model_dir)}"
+        )
         return replace(summary, warning=f"{error}; {again}")

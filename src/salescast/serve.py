@@ -31,34 +31,48 @@ def main(
     workers: int | None = None,
     model: str | None = None,
 ) -> None:
-    """Serve the bundle in `model_dir` with the features of the workdir's online store until SIGTERM or SIGINT.
+    """Serve what `champion.chosen` says with the features of the workdir's online store until SIGTERM or SIGINT.
 
-    With `model` (models:/NAME@ALIAS), whatever bundle that names in the MLflow registry from time to time.
-    Raises UserError for a port that is taken, a missing bundle and a missing feature repo.
+    A model of the registry, by default the champion, is followed: whatever bundle it is from time to time.
+    Raises UserError for a port that is taken, a missing feature repo, and without such a model or bundle.
     """
-    model, count = model or settings().model, workers or settings().serve_workers
-    folder = model_dir or settings().model_dir or workdir.models
-    if model:
-        champion.split(model)
-    elif not folder.is_dir():
-        raise UserError(f"no model bundle in {folder}; run `salescast train` first or give --model-dir")
+    what, count = champion.chosen(model, model_dir), workers or settings().serve_workers
+    if isinstance(what, str):
+        champion.split(what)
+    elif not what.is_dir():
+        raise UserError(f"no model bundle in {what}; run `salescast train` first, or serve the champion")
     for name, port in (("HTTP", http_port), ("gRPC", grpc_port)):
         check_free(name, port)
-    if model is None and count == 1:
-        announce("loading libraries")
+    announce("loading libraries")
+    if isinstance(what, Path) and count == 1:
         from salescast import server
 
-        server.run(folder, workdir.feature_repo, http_port, grpc_port)
+        server.run(what, workdir.feature_repo, http_port, grpc_port)
         return
     with tempfile.TemporaryDirectory(prefix="salescast-") as place:
         commands: list[list[str]] = []
-        if model:
-            commands = [["salescast.champion", model, f"{place}/champion", str(workdir.root)]]
-            folder = Path(place) / "champion" / champion.BUNDLE
+        folder = what if isinstance(what, Path) else Path(place) / "champion" / champion.BUNDLE
+        if isinstance(what, str):
+            follower = ["salescast.champion", what, str(folder.parent), str(workdir.root)]
+            _fetch(follower)
+            commands = [follower]
         # KServe's own workers are killed when they take more than 5 s to import, and leave gRPC to one process.
         server_command = ["salescast.serve", *map(str, (folder, workdir.feature_repo, http_port, grpc_port))]
         announce(f"starting {count} server processes")
-        _supervise([*commands, *[server_command] * count], Path(place), folder)
+        _supervise([*commands, *[server_command] * count], Path(place))
+
+
+def _fetch(follower: list[str]) -> None:
+    """Have the follower bring its model now. Raises UserError with its reason when there is none."""
+    command = [sys.executable, "-m", *follower, champion.ONCE]
+    reason = ""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            reason = line.strip()
+            if not reason.startswith("error: "):
+                sys.stderr.write(line)
+    if process.returncode:
+        raise UserError(reason.removeprefix("error: ") or f"the registry was left with code {process.returncode}")
 
 
 def check_free(name: str, port: int) -> None:
@@ -71,15 +85,14 @@ def check_free(name: str, port: int) -> None:
             raise UserError(f"{name} port {port} cannot be used: {error.strerror}; choose another one") from None
 
 
-def _supervise(commands: list[list[str]], place: Path, bundle: Path) -> None:
+def _supervise(commands: list[list[str]], place: Path) -> None:
     """Keep modules running as processes; a stop is passed on to them, and waits until they have finished.
 
-    The second one starts when there is a `bundle`. Raises UserError when one ends before it has been of use.
+    Raises UserError when one ends before it has been of use.
     """
     stopping: list[int] = []
     # prometheus_client looks at the variable once, when a process imports it.
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(place)}
-    running: list[tuple[subprocess.Popen[bytes], float]] = []
 
     def start(command: list[str]) -> tuple[subprocess.Popen[bytes], float]:
         arguments = [sys.executable, "-m", *command]
@@ -95,10 +108,9 @@ def _supervise(commands: list[list[str]], place: Path, bundle: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     signal.signal(signal.SIGHUP, look_for_a_bundle)
+    running = [start(command) for command in commands]
     failed = None
     while not stopping and failed is None:
-        if len(running) < len(commands) and (not running or bundle.is_dir()):
-            running.append(start(commands[len(running)]))
         time.sleep(0.1)
         for at, (process, since) in enumerate(running):
             code = process.poll()

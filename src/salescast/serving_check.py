@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import numpy as np
 import polars as pl
 
-from salescast import parquet, processes, progress
+from salescast import champion, parquet, processes, progress
 from salescast.config import Workdir
 from salescast.errors import UserError
 from salescast.schema import KEYS, MODEL_NAME
@@ -33,21 +34,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(work: Workdir) -> Iterator[str]:
+def server(work: Workdir, model_dir: Path | None = None) -> Iterator[str]:
     """A ready forecast server of the workdir; yields its address, and stops it at the end.
 
-    Waits as long as the process lives and does something, and shows that it waits. Raises NotReadyError with the
-    server's last words when it does not get ready.
+    It serves the champion, or the bundle in `model_dir`. Waits as long as the process lives and does something, and
+    shows that it waits. Raises NotReadyError with the server's last words when it does not get ready.
     """
     port, log = free_port(), work.root / "server.log"
-    command = [sys.executable, "-m", "salescast.cli", *_serve(work), "--port", str(port), "--grpc-port"]
+    command = [sys.executable, "-m", "salescast.cli", *_serve(work, model_dir), "--port", str(port), "--grpc-port"]
     with log.open("w") as out:
         out.write("starting the forecast server\n")
         out.flush()
         environment = os.environ | {"SALESCAST_MAX_FEATURE_AGE_DAYS": "inf"}  # compare what is there, history as well
-        process = subprocess.Popen(
-            [*command, str(free_port())], stdout=out, stderr=subprocess.STDOUT, env=environment
-        )
+        process = subprocess.Popen([*command, str(free_port())], stdout=out, stderr=subprocess.STDOUT, env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
         starting = processes.Starting("the forecast server", process, f"{url}/v2/models/{MODEL_NAME}/ready", log)
@@ -60,16 +59,17 @@ def server(work: Workdir) -> Iterator[str]:
         processes.stop(process)
 
 
-def _serve(work: Workdir) -> list[str]:
-    return ["serve", "--workdir", str(work.root)]
+def _serve(work: Workdir, model_dir: Path | None) -> list[str]:
+    what = ["--model-dir", str(model_dir)] if model_dir else ["--model", champion.CHAMPION]
+    return ["serve", "--workdir", str(work.root), *what]
 
 
-def by_hand(work: Workdir) -> str:
+def by_hand(work: Workdir, model_dir: Path | None) -> str:
     """The command that starts the same server in a terminal."""
-    return shlex.join(["salescast", *_serve(work)])
+    return shlex.join(["salescast", *_serve(work, model_dir)])
 
 
-def ask(work: Workdir) -> list[dict[str, Any]]:
+def ask(work: Workdir, model_dir: Path | None = None) -> list[dict[str, Any]]:
     """The server's answers for the largest few series, with the milliseconds that the request took.
 
     Raises NotReadyError when the server does not get ready or does not answer, and UserError when an answer is not
@@ -78,7 +78,7 @@ def ask(work: Workdir) -> list[dict[str, Any]]:
     offline = parquet.read(work.forecasts, "run `salescast forecast --all` again")
     largest = offline.group_by(KEYS).agg(pl.col("forecast").sum()).sort("forecast", descending=True).head(SERIES)
     instances = largest.select(KEYS).to_dicts()
-    with server(work) as url, httpx.Client(base_url=url, timeout=processes.QUIET) as client:
+    with server(work, model_dir) as url, httpx.Client(base_url=url, timeout=processes.QUIET) as client:
         path = f"/v1/models/{MODEL_NAME}:predict"
         try:
             client.post(path, json={"instances": instances})  # the first request opens connections

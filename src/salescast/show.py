@@ -244,6 +244,7 @@ def _summary(result: "Summary") -> None:
         ("all", f"{sum(seconds.values()):.0f} s"),
         ("model", f"version {result.version}" if result.version else "not registered"),
         ("champion", f"{'yes' if result.champion else 'no'}: {result.reason}"),
+        ("served", result.served),
         *result.paths.items(),
     ]
     console.print(score_table(result.scores, result.noise_floor_mape))

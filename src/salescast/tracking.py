@@ -75,13 +75,22 @@ def _check_sqlite(path: Path) -> None:
 
 def journal_folder(plan: Plan) -> Path | None:
     """Where the plan's journal is; the same plan started again goes on with the same journal and MLflow run."""
-    return plan.tracking.journal / plan.digest(plan.fits[-1])[:16] if plan.tracking else None
+    return _journal_of(plan.tracking.journal, plan.digest(plan.fits[-1])) if plan.tracking else None
+
+
+def _journal_of(journals: Path, fit_digest: str) -> Path:
+    return journals / fit_digest[:16]
 
 
 def run_id(plan: Plan) -> str | None:
     """The MLflow run of the plan; None if nothing was sent yet or tracking is off."""
     folder = journal_folder(plan)
     return _read(folder / RUN).get("run_id") if folder else None
+
+
+def run_of(journals: Path, fit_digest: str) -> str | None:
+    """The MLflow run of the training whose last fit this is; None if nothing was sent yet."""
+    return _read(_journal_of(journals, fit_digest) / RUN).get("run_id")
 
 
 class Journal:

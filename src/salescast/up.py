@@ -14,7 +14,7 @@ from typing import Final
 
 import httpx
 
-from salescast import progress
+from salescast import champion, progress
 from salescast.config import Workdir
 from salescast.errors import UserError
 from salescast.processes import Starting
@@ -45,15 +45,19 @@ class Service:
     folder: Path
 
 
-def services(work: Workdir, ports: Ports) -> list[Service]:
+def services(work: Workdir, ports: Ports, model_dir: Path | None = None) -> list[Service]:
     """What a finished run can show: the forecasts, its Feast repo, and MLflow where the runs are kept in the workdir.
+
+    The forecasts are the champion's, unless `model_dir` or the environment asks for another model.
 
     Raises UserError when a part of the run is missing, or a port is taken.
     """
     for needed in (work.models, work.feature_repo):
         if not needed.is_dir():
             raise UserError(f"no finished run in {work.root}: {needed} is missing; run `salescast run` first")
-    serve = ("-m", "salescast.cli", "serve", "--workdir", str(work.root), "--port", str(ports.http))
+    what = champion.chosen(model_dir=model_dir)
+    asked = ("--model", what) if isinstance(what, str) else ("--model-dir", str(what.resolve()))
+    serve = ("-m", "salescast.cli", "serve", "--workdir", str(work.root), "--port", str(ports.http), *asked)
     feast = ("ui", "--host", "127.0.0.1", "--port", str(ports.feast))
     found = [
         _service("forecasts", ports.http, "/docs", f"/v2/models/{MODEL_NAME}/ready", work.root,
@@ -87,13 +91,13 @@ def addresses(work: Workdir, started: Sequence[Service]) -> dict[str, str]:
     return found
 
 
-def run(work: Workdir, ports: Ports, ready: Callable[[dict[str, str]], None]) -> None:
+def run(work: Workdir, ports: Ports, ready: Callable[[dict[str, str]], None], model_dir: Path | None = None) -> None:
     """Start everything, call `ready` with the addresses when all of it answers, and stay until Ctrl-C or SIGTERM.
 
     Waits for each as long as its process lives and does something, and shows that it waits.
     Raises UserError when something is missing, does not get ready, or ends by itself; the others are stopped then.
     """
-    asked = services(work, ports)
+    asked = services(work, ports, model_dir)
     logs = work.root / "logs"
     logs.mkdir(exist_ok=True)
     with _told_to_stop() as stop, _running(asked, logs) as processes:

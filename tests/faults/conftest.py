@@ -40,7 +40,7 @@ COMMANDS: dict[str, list[str]] = {
     "train": ["train", "--workdir", "{work}"],
     "backtest": ["backtest", "--workdir", "{work}"],
     "register": ["register", "--workdir", "{work}"],
-    "forecast": ["forecast", "--all", "--workdir", "{work}"],
+    "forecast": ["forecast", "--all", "--workdir", "{work}", "--model-dir", "{work}/models"],
     "report": ["report", "--workdir", "{work}"],
     "monitor": ["monitor", "--workdir", "{work}", "--max-wmape", "9", "--max-bias", "9", "--min-coverage", "0"],
 }  # fmt: skip
@@ -179,7 +179,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     training = retrieval.retrieve(work, config.feature_service)
     fits = (Fit("final", meta.last_week, work.models),)
     assert train.run_plan(Plan(training, training.name, "US", config, fits, work.fits / "checkpoints")) == 0
-    forecast.write_all(work, work.forecasts)
+    forecast.write_all(work, work.forecasts, work.models)
     found.keep(root / "snapshots" / "start")
     return found
 

@@ -82,7 +82,7 @@ def test_the_feature_tables(view: str, work: Workdir, draw: random.Random, happe
 
 @pytest.mark.fault(PARQUET, RIGHT)
 def test_the_upcoming_week(work: Workdir, draw: random.Random, happened: Happened) -> None:
-    tried(work.data / schema.UPCOMING, lambda: forecast.forecast_all(work).rows(), draw, happened)
+    tried(work.data / schema.UPCOMING, lambda: forecast.forecast_all(work, work.models).rows(), draw, happened)
 
 
 @pytest.mark.fault(PARQUET, "made again by itself")
@@ -193,6 +193,8 @@ def test_the_tracking_store(chain: Chain, draw: random.Random, happened: Happene
         ("retrieve", "feature_repo/registry.db"),
         ("train", "mlflow.db"),
         ("register", "backtest.parquet"),
+        ("register", "evaluation.json"),
+        ("register", "models/model_final.pt"),
         ("register", "mlflow.db"),
         ("forecast", "models/model_final.pt"),
         ("report", "backtest.parquet"),

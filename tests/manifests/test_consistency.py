@@ -28,6 +28,7 @@ from cluster import (
 from pydantic import AliasChoices
 
 from salescast import cli
+from salescast.champion import CHAMPION
 from salescast.config import RULES, Settings, TrainConfig, Workdir
 from salescast.schema import MODEL_NAME
 
@@ -250,9 +251,9 @@ OPEN = [
     ("sales-training", "feast-ray-head", 10001),
     ("sales-training", "mlflow", 5000),
     ("sales-forecast", "postgres", 5432),
+    ("sales-forecast", "mlflow", 5000),
 ]
 CLOSED = [
-    ("sales-forecast", "mlflow", 5000),
     ("sales-forecast", "feast-ray-head", 10001),
     ("sales-training", "feast-ray-head", 8265),
     ("sales-training", "feast-ray-cpu", 10001),
@@ -468,7 +469,12 @@ def test_serving(deployment: str) -> None:
     told = environment(container, configmaps(items))
     assert told["STORAGE_URI"] == "pvc://shared" and "shared" in _names(items, "PersistentVolumeClaim")
     folders = Workdir(Path("/mnt/models"))  # where KServe mounts it
-    assert told["SALESCAST_WORKDIR"] == str(folders.root) and told["SALESCAST_MODEL_DIR"] == str(folders.models)
+    assert told["SALESCAST_WORKDIR"] == str(folders.root)
+    assert told["SALESCAST_MODEL"] == CHAMPION and "SALESCAST_MODEL_DIR" not in told, (
+        "what was judged, not the last one"
+    )
+    assert {"MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"} <= set(told)
+    assert service["spec"]["predictor"]["labels"]["access.salescast/mlflow"] == "true"
     patience = service["spec"]["predictor"]["terminationGracePeriodSeconds"]
     assert patience > Settings.model_fields["shutdown_seconds"].default
     exposed = service["metadata"].get("labels", {}).get("networking.kserve.io/visibility") == "exposed"

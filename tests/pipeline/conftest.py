@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SMALL = {"NUM_EPOCHS": "2", "BATCH_SIZE": "256", "OMP_NUM_THREADS": "1"}
+SMALL = {"NUM_EPOCHS": "8", "BATCH_SIZE": "256", "OMP_NUM_THREADS": "1"}
 
 
 def salescast(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

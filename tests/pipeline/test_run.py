@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_series_equal
 
-from salescast import bundle, forecast, retrieval, schema
+from salescast import bundle, forecast, retrieval, schema, serving_check
 from salescast.config import Workdir
 from salescast.evaluate import COLUMNS
 
@@ -36,7 +37,7 @@ def test_a_run_leaves_everything_it_promises(finished_run: Finished) -> None:
         "seasonal_naive",
         "naive",
     }
-    assert summary["version"] == 1 and summary["reason"]
+    assert summary["version"] == 1 and summary["champion"] and summary["served"] == "the champion", summary["reason"]
     assert all(len(answer["forecast"]) == 8 for answer in summary["answers"])
     backtest = pl.read_parquet(workdir / "backtest.parquet")
     assert tuple(backtest.columns) == COLUMNS
@@ -88,6 +89,41 @@ def test_online_features_are_the_offline_features_of_the_upcoming_week(finished_
         assert_series_equal(online, offline[name], rel_tol=1e-6)
 
 
+def test_what_is_registered_and_served_is_the_final_bundle_that_was_judged(
+    finished_run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train`, `backtest`, `register`, `serve` in another registry than the run's; in between a model nobody judged."""
+    work = Workdir(tmp_path / "work")
+    shutil.copytree(finished_run[0], work.root, ignore=shutil.ignore_patterns("champion", "mlflow.db", "mlartifacts"))
+    shutil.copytree(work.models, tmp_path / "judged")
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    place = ("--workdir", str(work.root))
+
+    def told(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return salescast(*arguments, *place, cwd=tmp_path, CI="true", MLFLOW_TRACKING_URI=uri)
+
+    assert told("train", "--horizon", "4").returncode == 0
+    refused = told("register")
+    assert refused.returncode == 1
+    assert "not what the backtest judged (horizon: 4, 8)" in refused.stderr and "`salescast train`" in refused.stderr
+    assert "has no sales-forecast@champion" in told("serve").stderr, "trained last, judged by nobody"
+    for command in ("train", "backtest", "register"):
+        done = told(command)
+        assert done.returncode == 0, done.stderr
+    judged = bundle.load(work.models).digest
+    assert judged == bundle.load(tmp_path / "judged").digest
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for name, value in SMALL.items():
+        monkeypatch.setenv(name, value)
+    assert told("train", "--horizon", "4").returncode == 0, "the last bundle is another one again"
+    one = {"instances": [{"store_id": 1, "dept_id": 2}]}
+    with serving_check.server(work) as url:
+        answer = httpx.post(f"{url}/v1/models/{schema.MODEL_NAME}:predict", json=one, timeout=60).json()
+    assert answer["model_version"] == judged[:12]
+    offline = json.loads(told("forecast", "--store", "1", "--dept", "2", "--json").stdout)
+    assert np.allclose([row["forecast"] for row in offline], answer["predictions"][0]["forecast"], rtol=1e-6)
+
+
 def test_the_champion_bundle_forecasts_what_the_backtest_of_its_kind_would(finished_run: Finished) -> None:
     """The forecast file comes from the bundle in the workdir, row by row."""
     work = Workdir(finished_run[0])
@@ -125,12 +161,14 @@ def test_feast_itself_works_in_the_feature_repo(finished_run: Finished) -> None:
         (["backtest", "--cutoffs", "soon"], "--cutoffs must be dates like"),
         (["backtest", "--out", "tested.xls"], "end the name with .csv, .parquet or .xlsx"),
         (["register"], "no model bundle in"),
-        (["forecast", "--store", "1"], "no model bundle in"),
+        (["forecast", "--store", "1", "--model-dir", "m"], "no model bundle in m"),
+        (["forecast", "--store", "1"], "has no sales-forecast@champion"),
         (["forecast"], "which store? give --store"),
         (["forecast", "--all", "--out", "all.txt"], "end the name with .csv, .parquet or .xlsx"),
         (["forecast", "--store", "1", "--out", "one.csv"], "give --all with it"),
         (["report"], "salescast"),
-        (["serve"], "no model bundle in"),
+        (["serve"], "has no sales-forecast@champion"),
+        (["serve", "--model-dir", "m"], "no model bundle in m"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_clear_line(

@@ -99,6 +99,8 @@ def wait(condition: Callable[[], bool], running: Running) -> None:
 def start(root: Path, ready: bool = True, workers: int = 1, **environment: str) -> Iterator[Running]:
     port, grpc_port = free_port(), free_port()
     log = root / f"server-{port}.log"
+    if "SALESCAST_MODEL" not in environment:
+        environment.setdefault("SALESCAST_MODEL_DIR", str(root / "models"))
     code = (
         "import logging, sys, pathlib; from salescast import serve; from salescast.config import Workdir;"
         "_, root, http, grpc, workers = sys.argv; logging.basicConfig();"

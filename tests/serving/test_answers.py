@@ -21,7 +21,7 @@ INSTANCES = [{"store_id": store, "dept_id": dept} for store in range(1, STORES +
 
 @pytest.fixture(scope="module")
 def offline(world: World) -> pl.DataFrame:
-    return forecast.forecast_all(Workdir(world.root))
+    return forecast.forecast_all(Workdir(world.root), world.root / "models")
 
 
 def test_the_server_forecasts_as_offline_for_500_series(client: httpx.Client, offline: pl.DataFrame) -> None:
@@ -171,7 +171,7 @@ def test_a_server_without_a_bundle_or_repo_says_so(tmp_path: Path, world: World)
     from salescast.errors import UserError
 
     with pytest.raises(UserError, match=r"no model bundle in .*models; run `salescast train` first"):
-        serve.main(Workdir(tmp_path), None, 1, 1)
+        serve.main(Workdir(tmp_path), tmp_path / "models", 1, 1)
     (tmp_path / "models").mkdir()
     with pytest.raises(UserError, match=r"model_metadata.json cannot be read"):
         from salescast.server import ForecastModel

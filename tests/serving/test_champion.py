@@ -1,5 +1,6 @@
 """A server that follows an alias of a real MLflow registry: new versions without a failed request, no broken ones."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -7,14 +8,18 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from mlflow import MlflowClient
+from prometheus_client import REGISTRY
 
-from salescast import bundle
-from salescast.champion import Follower, split
-from salescast.config import Workdir, settings
+from salescast import bundle, files, forecaster
+from salescast.champion import Follower, keep, split
+from salescast.config import Settings, Workdir, settings
 from salescast.errors import UserError
+from salescast.files import replace_dir
 from salescast.schema import MODEL_NAME
 
 from .conftest import PREDICT, READY, Running, World, answers, free_port, wait
@@ -85,6 +90,96 @@ def test_new_champions_are_served_and_broken_ones_are_not(
         assert not answers(server.url + READY)
 
 
+@pytest.mark.fault(
+    "a disk error while a new champion arrives", "the earlier one goes on; the next look brings the new one"
+)
+def test_a_passing_disk_error_is_tried_again(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    settings.cache_clear()
+    try:
+        follower = Follower(MODEL, tmp_path / "served", Workdir(tmp_path / "work"))
+        registry.crown(world.root / "models")
+        follower.fetch()
+        registry.crown(world.other_bundle)
+        served, new = (bundle.load(folder).digest for folder in (tmp_path / "served" / "bundle", world.other_bundle))
+        with monkeypatch.context() as broken:
+            broken.setattr(files, "_fsync", Mock(side_effect=OSError(errno.EIO, "disk error")))
+            with pytest.raises(UserError, match="disk error"):
+                follower.fetch()
+        assert bundle.load(tmp_path / "served" / "bundle").digest == served
+        follower.fetch()
+        assert bundle.load(tmp_path / "served" / "bundle").digest == new
+    finally:
+        settings.cache_clear()
+
+
+def test_only_what_was_registered_is_fetched(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of a version replaced in MLflow's store by those of another bundle."""
+    registry = Registry(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    settings.cache_clear()
+    try:
+        registry.crown(world.root / "models")
+        registry.client.set_model_version_tag(MODEL_NAME, "1", "digest", bundle.load(world.other_bundle).digest)
+        with pytest.raises(UserError, match="is not the one that was registered"):
+            keep(Workdir(tmp_path / "work"))
+        registry.client.set_model_version_tag(MODEL_NAME, "1", "digest", bundle.load(world.root / "models").digest)
+        assert bundle.load(keep(Workdir(tmp_path / "work"))).digest == bundle.load(world.root / "models").digest
+    finally:
+        settings.cache_clear()
+
+
+@pytest.mark.fault(
+    "MLflow away when a server starts", "the champion that the workdir keeps is served; without it, one clear line"
+)
+def test_without_an_answer_the_kept_champion_goes_on(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, work = Registry(tmp_path), Workdir(tmp_path / "work")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    settings.cache_clear()
+    try:
+        registry.crown(world.root / "models")
+        kept = bundle.load(keep(work)).digest
+        (tmp_path / "mlflow.db").write_bytes(b"no database")
+        assert bundle.load(keep(work)).digest == kept
+        follower = Follower(MODEL, tmp_path / "served", work)
+        follower.fetch_or_copy()
+        assert bundle.load(follower.bundle).digest == kept
+        (work.champion / "bundle" / bundle.FINAL).write_bytes(b"cut off")
+        with pytest.raises(UserError, match="does not give"):
+            Follower(MODEL, tmp_path / "elsewhere", work).fetch_or_copy()
+    finally:
+        settings.cache_clear()
+
+
+@pytest.mark.fault("an error nobody foresaw while a new bundle is loaded", "logged and counted; the next look loads it")
+def test_no_exception_ends_the_watch_of_the_folder(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A passing read error is one too: the folder looks as before, and is read again."""
+    shutil.copytree(world.root / "models", tmp_path / "models")
+    real, errors = forecaster.open_served, [UserError("passing"), ZeroDivisionError("unforeseen"), MemoryError()]
+
+    def flaky(*arguments: Any) -> forecaster.Served:
+        if bundle.read_metadata(tmp_path / "models")["digest"] == new and errors:
+            raise errors.pop(0)
+        return real(*arguments)
+
+    new = bundle.load(world.other_bundle).digest
+    monkeypatch.setattr(forecaster, "open_served", flaky)
+    polling = Settings(model_poll_seconds=0.05)
+    before = REGISTRY.get_sample_value("salescast_bundle_reloads_total", {"outcome": "refused"}) or 0.0
+    serving = forecaster.Forecaster(tmp_path / "models", world.root / "feature_repo", polling)
+    with replace_dir(tmp_path / "models") as temporary:
+        shutil.copytree(world.other_bundle, temporary, dirs_exist_ok=True)
+    wait(lambda: serving.served.model.digest == new)
+    assert REGISTRY.get_sample_value("salescast_bundle_reloads_total", {"outcome": "refused"}) == before + 3
+    refused = [record for record in caplog.records if "the new bundle is refused" in record.getMessage()]
+    assert [bool(record.exc_info) for record in refused] == [False, True, True], "a traceback for what nobody foresaw"
+
+
 @pytest.mark.parametrize("name", ["models:/sales-forecast", "models:/sales-forecast/3", "sales-forecast@champion", ""])
 def test_a_model_that_is_named_otherwise_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"a model is named like models:/sales-forecast@champion, got '"):
@@ -107,5 +202,6 @@ def test_without_a_registry_or_a_champion_the_server_does_not_start(
     ports = ["--port", str(free_port()), "--grpc-port", str(free_port())]
     done = subprocess.run([*command, *ports], check=False, capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"has no {MODEL_NAME}@champion to give" in done.stderr
+    assert f"has no {MODEL_NAME}@champion" in done.stderr and "--model-dir" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "Traceback" not in done.stderr

@@ -39,7 +39,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
 
 
 def test_every_series_and_week_once(work: Workdir) -> None:
-    frame = forecast.forecast_all(work)
+    frame = forecast.forecast_all(work, work.models)
     assert frame.columns[:6] == ["store_id", "dept_id", "week", "horizon", "forecast", "p10"]
     assert frame.height == 3 * 4 * 4
     assert frame.select("store_id", "dept_id", "horizon").is_unique().all()
@@ -50,16 +50,16 @@ def test_every_series_and_week_once(work: Workdir) -> None:
 
 
 def test_one_series_is_its_part_of_all(work: Workdir) -> None:
-    whole = forecast.forecast_all(work).filter(pl.col("store_id") == 2, pl.col("dept_id") == 3).head(3)
-    one = forecast.one(work, 2, 3, 3)
+    whole = forecast.forecast_all(work, work.models).filter(pl.col("store_id") == 2, pl.col("dept_id") == 3).head(3)
+    one = forecast.one(work, 2, 3, 3, work.models)
     assert one.drop("forecast", "^p.*$").equals(whole.drop("forecast", "^p.*$"))
     np.testing.assert_allclose(one.select("^p.*$").to_numpy(), whole.select("^p.*$").to_numpy(), rtol=1e-6)
 
 
 def test_the_file_is_what_was_forecast(work: Workdir, tmp_path: Path) -> None:
-    made = forecast.forecast_all(work)
+    made = forecast.forecast_all(work, work.models)
     for suffix in tables.WRITTEN:
-        assert forecast.write_all(work, tmp_path / "new" / f"f{suffix}") == 48
+        assert forecast.write_all(work, tmp_path / "new" / f"f{suffix}", work.models) == 48
     assert pl.read_parquet(tmp_path / "new" / "f.parquet").equals(made)
     assert pl.read_csv(tmp_path / "new" / "f.csv", schema=made.schema).equals(made)
     with zipfile.ZipFile(tmp_path / "new" / "f.xlsx") as workbook:
@@ -81,11 +81,11 @@ def test_a_file_of_no_known_format_is_refused_before_any_work(work: Workdir, tmp
 
 def test_what_cannot_be_forecast_is_said(work: Workdir, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no sales of store 2, department 9; its departments are \[1, 2, 3, 4\]"):
-        forecast.one(work, 2, 9, 2)
+        forecast.one(work, 2, 9, 2, work.models)
     with pytest.raises(UserError, match="no sales of store 9, department 1; stores are 1 to 3"):
-        forecast.one(work, 9, 1, 2)
+        forecast.one(work, 9, 1, 2, work.models)
     with pytest.raises(UserError, match="horizon must be 1 to 4 weeks for this model, got 5"):
-        forecast.one(work, 1, 1, 5)
+        forecast.one(work, 1, 1, 5, work.models)
     with pytest.raises(UserError, match=r"upcoming.parquet is missing; run `salescast features` first"):
         forecast.upcoming(Workdir(tmp_path))
     shutil.copytree(work.data, tmp_path / "data")
@@ -94,6 +94,8 @@ def test_what_cannot_be_forecast_is_said(work: Workdir, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"upcoming.parquet was changed or damaged; run `salescast features` again"):
         forecast.upcoming(Workdir(tmp_path))
     with pytest.raises(UserError, match="no model bundle"):
+        forecast.forecast_all(Workdir(tmp_path), tmp_path / "models")
+    with pytest.raises(UserError, match=r"has no sales-forecast@champion.*--model-dir .*/models"):
         forecast.forecast_all(Workdir(tmp_path))
 
 

@@ -1,14 +1,24 @@
 """The champion rule, and the registry of a real MLflow store."""
 
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
 
-from salescast import registry
+from salescast import bundle, registry, train
+from salescast.bundle import Bundle
 from salescast.config import Workdir, settings
+from salescast.errors import UserError
+from salescast.lineage import Evaluation, Fitted, Judged, Recipe
+from salescast.plan import Plan
 from salescast.schema import MODEL_NAME
 
 EARLY, LATE = date(2024, 1, 5), date(2024, 4, 5)
@@ -85,9 +95,10 @@ def test_a_champion_that_was_tested_elsewhere_gives_way() -> None:
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workdir:
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> Workdir:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     settings.cache_clear()
+    shutil.copyfile(store, tmp_path / "mlflow.db")
     return Workdir(tmp_path)
 
 
@@ -98,27 +109,139 @@ def run_of(work: Workdir) -> str:
     return str(client.create_run(number).info.run_id)
 
 
-def test_versions_and_alias_in_the_registry(work: Workdir) -> None:
+@pytest.fixture(scope="module")
+def trained(module_plan_of: Callable[..., Plan]) -> Bundle:
+    plan = module_plan_of(epochs=1)
+    assert train.run_plan(plan) == 0
+    return bundle.load(plan.fits[0].out)
+
+
+@pytest.fixture
+def put(work: Workdir, trained: Bundle) -> Callable[[float], Judged]:
+    """Puts another model into the workdir for each `factor`; returns what registers it."""
+
+    def put(factor: float) -> Judged:
+        parts = trained.network.state_dict(), trained.scaler
+        bundle.save(work.models, replace(trained.metadata, factors=(1.0, factor)), final=parts, best=parts)
+        described = bundle.read_metadata(work.models)
+        return Judged(Fitted.from_dict(described), Evaluation(Recipe.from_dict(described), {}, f"backtest {factor}"))
+
+    return put
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables without anything in them: making them takes longer than a test."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+GOOD, BAD = backtest(ours={EARLY: 2}, naive={EARLY: 5}), backtest(ours={EARLY: 3}, naive={EARLY: 5})
+BEST = backtest(ours={EARLY: 1}, naive={EARLY: 5})
+
+
+def holder(client: MlflowClient) -> int:
+    return int(client.get_model_version_by_alias(registry.MODEL_NAME, registry.CHAMPION).version)
+
+
+def test_versions_and_alias_in_the_registry(work: Workdir, put: Callable[[float], Judged], tmp_path: Path) -> None:
     client = MlflowClient(tracking_uri=work.tracking_uri)
-    good, bad = backtest(ours={EARLY: 2}, naive={EARLY: 5}), backtest(ours={EARLY: 3}, naive={EARLY: 5})
-    first = registry.register(work, run_of(work), "digest-1", good, "ours")
-    assert (first.version, first.champion) == (1, True)
-
-    again = registry.register(work, run_of(work), "digest-1", good, "ours")
-    assert again.version == 1 and again.champion
+    one, run = put(1.1), run_of(work)
+    for _ in range(2):
+        first = registry.register(work, run, one, GOOD, "ours")
+        assert (first.version, first.champion) == (1, True)
     assert len(client.search_model_versions(f"name='{MODEL_NAME}'")) == 1, "the same bundle is the same version"
+    curve = client.get_metric_history(run, "backtest_by_horizon_wmape")
+    assert [(point.step, point.value) for point in curve] == [(1, pytest.approx(0.02))], "each point once"
+    files = {file.path for file in client.list_artifacts(run)}
+    assert files >= {"backtest.parquet", "evaluation.json", "backtest_scores.csv", "backtest_scores_by_dept_id.csv"}
 
-    worse = registry.register(work, run_of(work), "digest-2", bad, "ours")
+    worse = registry.register(work, run_of(work), put(1.2), BAD, "ours")
     assert (worse.version, worse.champion) == (2, False)
-    assert client.get_model_version_by_alias(MODEL_NAME, registry.CHAMPION).version == 1
+    assert holder(client) == 1
 
-    best = registry.register(work, run_of(work), "digest-3", backtest(ours={EARLY: 1}, naive={EARLY: 5}), "ours")
+    best = registry.register(work, run_of(work), put(1.3), BEST, "ours")
     assert (best.version, best.champion) == (3, True)
     champion = client.get_model_version_by_alias(MODEL_NAME, registry.CHAMPION)
     assert champion.version == 3 and champion.tags["verdict"] == best.reason
-    metrics = client.get_run(champion.run_id).data.metrics
-    assert metrics["backtest_wmape"] == pytest.approx(0.01)
-    curve = client.get_metric_history(champion.run_id, "backtest_by_horizon_wmape")
-    assert [(point.step, point.value) for point in curve] == [(1, pytest.approx(0.01))]
-    files = {file.path for file in client.list_artifacts(champion.run_id)}
-    assert files >= {"backtest.parquet", "backtest_scores.csv", "backtest_scores_by_dept_id.csv"}
+    assert client.get_run(champion.run_id).data.metrics["backtest_wmape"] == pytest.approx(0.01)
+    arrived = download_artifacts(artifact_uri=champion.source, dst_path=str(tmp_path / "got"))
+    assert bundle.load(Path(arrived)).digest == bundle.load(work.models).digest == champion.tags["digest"]
+
+
+def test_an_alias_that_a_person_moved_is_not_taken_back(work: Workdir, put: Callable[[float], Judged]) -> None:
+    client = MlflowClient(tracking_uri=work.tracking_uri)
+    registry.register(work, run_of(work), put(1.1), GOOD, "ours")
+    best, run = put(1.2), run_of(work)
+    assert registry.register(work, run, best, BEST, "ours").champion
+    client.set_registered_model_alias(MODEL_NAME, registry.CHAMPION, "1")
+    again = registry.register(work, run, best, BEST, "ours")
+    assert (again.version, again.champion, holder(client)) == (2, False, 1)
+    assert again.reason == "it was champion before; now version 1 has the alias"
+
+
+def test_a_bundle_that_mlflow_lost_or_damaged_is_uploaded_again(work: Workdir, put: Callable[[float], Judged]) -> None:
+    judged, run = put(1.1), run_of(work)
+    registry.register(work, run, judged, GOOD, "ours")
+    (kept,) = work.artifacts.rglob(f"{registry.BUNDLES}/*/{bundle.FINAL}")
+    kept.write_bytes(b"cut off")
+    assert registry.register(work, run, judged, GOOD, "ours").version == 1
+    assert bundle.load(kept.parent).digest == judged.final.digest
+
+
+def test_what_arrives_must_be_what_was_judged(work: Workdir, put: Callable[[float], Judged]) -> None:
+    judged = put(1.1)
+    put(1.2)  # the folder has another bundle by now
+    with pytest.raises(UserError, match=f"where bundle {judged.final.digest[:12]} of .*models should be"):
+        registry.register(work, run_of(work), judged, GOOD, "ours")
+    client = MlflowClient(tracking_uri=work.tracking_uri)
+    assert client.search_model_versions(f"name='{MODEL_NAME}'") == []
+
+
+class Failing:
+    """A client that loses the connection at its first call of a method: the request, or the answer to it."""
+
+    def __init__(self, client: MlflowClient, method: str, done: bool) -> None:
+        self.client, self.method, self.done = client, method, done
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if name == self.method and not self.done:
+                raise MlflowException("connection lost")
+            result = getattr(self.client, name)(*arguments, **named)
+            if name == self.method:
+                raise MlflowException("connection lost")
+            return result
+
+        return call
+
+
+@pytest.mark.fault(
+    "MLflow lost in a registration, before or after a call", "one clear line; the same command does the rest"
+)
+@pytest.mark.parametrize("done", [False, True], ids=["request lost", "answer lost"])
+@pytest.mark.parametrize(
+    "method",
+    ["log_artifacts", "log_metric", "create_model_version", "set_registered_model_alias", "set_model_version_tag"],
+)
+def test_mlflow_lost_at_any_step_is_made_up_for(
+    work: Workdir, put: Callable[[float], Judged], monkeypatch: pytest.MonkeyPatch, method: str, done: bool
+) -> None:
+    """What stands in MLflow in the end is what an undisturbed registration leaves, and nothing is there twice."""
+    real = MlflowClient(tracking_uri=work.tracking_uri, registry_uri=work.tracking_uri)
+    judged, run = put(1.1), run_of(work)
+    with monkeypatch.context() as patched:
+        patched.setattr(registry, "mlflow_client", lambda _uri: Failing(real, method, done))
+        with pytest.raises(UserError, match="connection lost"):
+            registry.register(work, run, judged, GOOD, "ours")
+    again = registry.register(work, run, judged, GOOD, "ours")
+    assert (again.version, again.champion) == (1, True), again.reason
+    (version,) = real.search_model_versions(f"name='{MODEL_NAME}'")
+    assert holder(real) == int(version.version) == 1
+    assert version.tags["promoted"] == "yes" and version.tags["digest"] == judged.final.digest
+    metrics = real.get_run(run).data.metrics
+    assert {len(real.get_metric_history(run, name)) for name in metrics} == {1}
+    assert [file.path for file in real.list_artifacts(run, registry.BUNDLES)] == [
+        f"{registry.BUNDLES}/{judged.final.digest[:16]}"
+    ]
