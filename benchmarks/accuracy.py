@@ -20,23 +20,18 @@ import polars as pl
 
 os.environ.setdefault("MLFLOW_TRACKING_URI", "off")
 
-from salescast import (
-    baselines,
-    bundle,
-    data,
-    evaluate,
-    hierarchy,
-    ingest,
-    others,
-    pipeline,
-    retrieval,
-    seasonal,
-    weeks,
-)
-from salescast.config import TrainConfig, Workdir
-from salescast.dataset import scan
-from salescast.files import replace_file
+from salescast import retail_calendar
+from salescast.data import dataset, ingest
+from salescast.evaluation import backtest, baselines, hierarchy, metrics, reference_models
+from salescast.feature_store import repo, retrieval
+from salescast.features import seasonal
+from salescast.features.training_set import scan
+from salescast.model import bundle
+from salescast.model.config import TrainConfig
+from salescast.pipeline import stages
+from salescast.runtime.atomic_files import replace_file
 from salescast.schema import KEYS, LABEL, TRAINING_SERVICE, TRAINING_SERVICE_SEASONAL
+from salescast.workdir import Workdir
 
 ORIGINS = "2011-10-28,2012-01-27,2012-04-27,2012-07-27"
 OURS, BASE = "salescast", "salescast, published features"
@@ -49,7 +44,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--origins", default=ORIGINS, help="last weeks seen, with commas between")
     parser.add_argument("--horizon", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=TrainConfig().members)
-    parser.add_argument("--with", dest="others", default="", help=f"other methods: {','.join(others.PACKAGES)}")
+    parser.add_argument(
+        "--with", dest="others", default="", help=f"other methods: {','.join(reference_models.PACKAGES)}"
+    )
     parser.add_argument("--no-base", action="store_true", help="leave the published features out")
     parser.add_argument("--write", type=Path, help="page to write, in Markdown")
     return parser.parse_args()
@@ -57,20 +54,20 @@ def arguments() -> argparse.Namespace:
 
 def fitted(work: Workdir, config: TrainConfig, origins: list[date], name: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Forecasts after the origins, and out-of-sample ones of the weeks held out before each (for sums)."""
-    trained = pipeline.train_stage(work, config, origins, final=None)
+    trained = stages.train_stage(work, config, origins, final=None)
     training = scan(trained.training)
     frames, errors = [], []
     for origin, folder in trained.tested.items():
-        rows = evaluate.base_rows(training, origin)
+        rows = backtest.base_rows(training, origin)
         model = bundle.load(folder)
-        frames.append(evaluate.frame_of(model.predict(rows), rows, name))
+        frames.append(backtest.frame_of(model.predict(rows), rows, name))
         print(
             f"{name} {origin}: factors {model.metadata.factors}, trust {model.metadata.trust}, {model.metadata.metrics}"
         )
         tried = bundle.load(folder, bundle.BEST)
         for back in range(1, config.holdout_weeks):
-            rows = evaluate.base_rows(training, origin - timedelta(weeks=back))
-            held = evaluate.frame_of(tried.predict(rows), rows, name).filter(pl.col("week") <= origin)
+            rows = backtest.base_rows(training, origin - timedelta(weeks=back))
+            held = backtest.frame_of(tried.predict(rows), rows, name).filter(pl.col("week") <= origin)
             errors.append(held.with_columns(origin=pl.lit(origin)))
     return pl.concat(frames), pl.concat(errors)
 
@@ -80,8 +77,8 @@ def scored(forecasts: pl.DataFrame, sales: pl.DataFrame, first: date) -> pl.Data
     whole = sales.filter(pl.col("week") < first + timedelta(weeks=REQUIRED_WEEKS)).group_by(KEYS).len()
     whole = whole.filter(pl.col("len") == REQUIRED_WEEKS).select(KEYS)
     actual = sales.select(*KEYS, "week", y=pl.col(LABEL))
-    holiday = pl.Series(weeks.is_holiday(forecasts["week"].to_numpy(), weeks.calendar("US")) > 0)
-    scales = evaluate.seasonal_scales(sales, forecasts["cutoff"].unique().to_list())
+    holiday = pl.Series(retail_calendar.is_holiday(forecasts["week"].to_numpy(), retail_calendar.calendar("US")) > 0)
+    scales = metrics.seasonal_scales(sales, forecasts["cutoff"].unique().to_list())
     return (
         forecasts.with_columns(is_holiday=holiday)
         .join(whole, on=KEYS, how="semi")
@@ -101,7 +98,7 @@ def table(frame: pl.DataFrame, digits: dict[str, int]) -> str:
 
 def overview(frame: pl.DataFrame) -> pl.DataFrame:
     """One row a method: pooled metrics, WMAPE by origin and at the ends of the horizon."""
-    pooled = evaluate.scores(frame).select(
+    pooled = metrics.scores(frame).select(
         "model",
         wmape=pl.col("wmape") * 100,
         wmae="wmae",
@@ -112,12 +109,12 @@ def overview(frame: pl.DataFrame) -> pl.DataFrame:
     )
     ends = frame.filter(pl.col("horizon").is_in([1, frame["horizon"].max()]))
     by_horizon = (
-        evaluate.scores(ends, ("model", "horizon"))
+        metrics.scores(ends, ("model", "horizon"))
         .sort("horizon")
         .with_columns(("h" + pl.col("horizon").cast(pl.String)).alias("name"))
     )
     by_origin = (
-        evaluate.scores(frame, ("model", "cutoff"))
+        metrics.scores(frame, ("model", "cutoff"))
         .sort("cutoff")
         .with_columns(pl.col("cutoff").cast(pl.String).alias("name"))
     )
@@ -137,7 +134,7 @@ def sums(forecasts: pl.DataFrame, errors: pl.DataFrame, sales: pl.DataFrame, sto
         known = errors.filter(pl.col("origin") == origin).join(actual, on=[*KEYS, "week"])
         parts.append(hierarchy.aggregate(held, known, stores))
     found = pl.concat(parts)
-    pooled, by_origin = (evaluate.scores(found, by) for by in (("level",), ("level", "cutoff")))
+    pooled, by_origin = (metrics.scores(found, by) for by in (("level",), ("level", "cutoff")))
     both = pl.concat(
         [pooled.with_columns(cutoff=pl.lit("all")), by_origin.with_columns(pl.col("cutoff").cast(pl.String))],
         how="diagonal",
@@ -163,17 +160,17 @@ def main() -> None:
     options = arguments()
     origins = [date.fromisoformat(origin) for origin in options.origins.split(",")]
     names = [name for name in options.others.split(",") if name]
-    others.check(names)
+    reference_models.check(names)
     config = TrainConfig(horizon=options.horizon, members=options.seeds, epochs=8, batch_size=1024)
     times = Times()
     with tempfile.TemporaryDirectory() as folder:
         work = Workdir(Path(folder))
         files = (options.data / f"{name}.csv" for name in ("train", "features", "stores"))
         ingest.import_sales(*files, out=work.raw)
-        raw = data.load(work.raw)
+        raw = dataset.load(work.raw)
         sales = raw.sales.collect()
-        pipeline.features_stage(work, work.raw, options.horizon)
-        retrieval.apply(work)
+        stages.features_stage(work, work.raw, options.horizon)
+        repo.apply(work)
         times.took("import, features and apply")
         ours, errors = fitted(work, config, origins, OURS)
         times.took("retrieval, training and forecasts")
@@ -186,7 +183,7 @@ def main() -> None:
         times.took("baselines, published features and sums")
         ours_in_all = times.all
         for name in names:
-            frames += [others.forecasts(name, training, origin, options.horizon, "US") for origin in origins]
+            frames += [reference_models.forecasts(name, training, origin, options.horizon, "US") for origin in origins]
             times.took(name)
         whole = pl.concat([frame.select(frames[0].columns) for frame in frames])
         rows, seconds = feature_seconds(sales)
@@ -224,9 +221,9 @@ class Times:
 
 def crossed(ours: pl.DataFrame, metric: str) -> pl.DataFrame:
     """A metric of our forecasts by origin (rows) and horizon (columns), with the margins."""
-    whole = evaluate.scores(ours, ("model",)).with_columns(cutoff=pl.lit("all"), horizon=pl.lit("all"))
+    whole = metrics.scores(ours, ("model",)).with_columns(cutoff=pl.lit("all"), horizon=pl.lit("all"))
     parts = [whole] + [
-        evaluate.scores(ours.sort("horizon"), by).sort(by) for by in (("horizon",), ("cutoff",), ("cutoff", "horizon"))
+        metrics.scores(ours.sort("horizon"), by).sort(by) for by in (("horizon",), ("cutoff",), ("cutoff", "horizon"))
     ]
     keys = [
         part.with_columns(

@@ -29,8 +29,10 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-from salescast import data, features, schema
-from salescast.retrieval import feast_fields
+from salescast import schema
+from salescast.data import dataset
+from salescast.feature_store.repo import feast_fields
+from salescast.features.build import build_features
 
 WEEKS, DEPTS = 104, 14
 TTL = ", TTL 60 days"  # ends the name of an engine; the pipeline's own views have none
@@ -49,10 +51,10 @@ ENGINES = ["kernel", "local", "ray", "duckdb", f"local{TTL}", f"duckdb{TTL}", "d
 def generate(folder: Path, rows: int) -> None:
     """The demo's data with at least that many rows, its two published feature views, and entities three days later."""
     raw = folder / "raw"
-    data.generate(raw, stores=-(-rows // (WEEKS * DEPTS)), depts=DEPTS, weeks=WEEKS)
-    features.build(raw, folder, views=(schema.SALES_VIEW, schema.STORE_VIEW))
+    dataset.generate(raw, stores=-(-rows // (WEEKS * DEPTS)), depts=DEPTS, weeks=WEEKS)
+    build_features(raw, folder, views=(schema.SALES_VIEW, schema.STORE_VIEW))
     time = (pl.col("week").cast(schema.TIMESTAMP_TYPE) + pl.duration(days=3)).alias(schema.TIMESTAMP)
-    entities = pl.scan_parquet(raw / data.SALES).select(*schema.KEYS, time)
+    entities = pl.scan_parquet(raw / dataset.SALES).select(*schema.KEYS, time)
     entities.sink_parquet(folder / "entities.parquet", row_group_size=1 << 20)
     shutil.rmtree(raw)
 
@@ -147,7 +149,7 @@ def runner(engine: str, folder: Path, address: str) -> Callable[[], Any]:
 
 def bare(folder: Path) -> Callable[[], Any]:
     """The same join without Feast: what the machine allows."""
-    from feast_asof import entity, local
+    from feast_asof import entity_frame, local_engine
     from feast_asof.join import Feature, View
 
     def view(name: str, columns: list[str]) -> View:
@@ -157,8 +159,8 @@ def bare(folder: Path) -> Callable[[], Any]:
 
     sales, static = list(schema.SALES_FEATURES), list(schema.STORE_FEATURES)
     views = [view(schema.SALES_VIEW, sales), view(schema.STORE_VIEW, static)]
-    frame = entity.read(pq.read_table(folder / "entities.parquet"))
-    return lambda: local.Historical(local.Settings(), frame, views, [*sales, *static]).table()
+    frame = entity_frame.read(pq.read_table(folder / "entities.parquet"))
+    return lambda: local_engine.Historical(local_engine.Settings(), frame, views, [*sales, *static]).table()
 
 
 def measure(engine: str, folder: Path) -> dict[str, Any]:

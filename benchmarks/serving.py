@@ -32,7 +32,8 @@ import httpx
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
-from salescast.config import TrainConfig, Workdir
+from salescast.model.config import TrainConfig
+from salescast.workdir import Workdir
 
 SIZES = (1, 45, 630)
 LOADS = {"at 100/s": (4, 40.0), "one": (1, 0.0), "full": (16, 0.0)}  # clients, mean pause in ms
@@ -64,16 +65,19 @@ class Target:
 
 def prepare(root: Path) -> Workdir:
     """The demo data with features, online rows and a bundle; how good the model is does not matter here."""
-    from salescast import data, pipeline, retrieval, train
-    from salescast.plan import Fit, Plan
+    from salescast.data import dataset
+    from salescast.feature_store import repo, retrieval
+    from salescast.pipeline import stages
+    from salescast.training.main import run_plan
+    from salescast.training.plan import Fit, Plan
 
     work, config = Workdir(root), TrainConfig(epochs=1)
-    data.generate(work.raw, 45, 14, 104, 42)
-    pipeline.features_stage(work, work.raw, config.horizon)
-    retrieval.apply(work)
+    dataset.generate(work.raw, 45, 14, 104, 42)
+    stages.features_stage(work, work.raw, config.horizon)
+    repo.apply(work)
     training = retrieval.retrieve(work, config.feature_service)
-    fit = Fit("final", data.Dataset.read(work.data).last_week, work.models)
-    train.run_plan(Plan(training, training.name, "US", config, (fit,), work.fits))
+    fit = Fit("final", dataset.Dataset.read(work.data).last_week, work.models)
+    run_plan(Plan(training, training.name, "US", config, (fit,), work.fits))
     return work
 
 
@@ -86,10 +90,10 @@ def with_store(work: Workdir, root: Path, online_store: dict[str, Any]) -> Path:
     path = root / "feature_repo" / "feature_store.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"online_store": online_store}))
     code = (
-        "import sys, time, pathlib; from salescast import retrieval; from salescast.config import Workdir\n"
-        "retrieval.install_repo = lambda work: work.feature_repo\n"  # keep the online store written above
-        "work = Workdir(pathlib.Path(sys.argv[1])); retrieval.apply(work)\n"
-        "start = time.time(); n = retrieval.materialize(work); print(n, round(time.time() - start, 2))"
+        "import sys, time, pathlib\nfrom salescast.feature_store import repo\nfrom salescast.workdir import Workdir\n"
+        "repo.install_repo = lambda work: work.feature_repo\n"  # keep the online store written above
+        "work = Workdir(pathlib.Path(sys.argv[1])); repo.apply(work)\n"
+        "start = time.time(); n = repo.materialize(work); print(n, round(time.time() - start, 2))"
     )
     answer = subprocess.run([sys.executable, "-c", code, str(root)], check=True, capture_output=True, text=True)
     series, seconds = answer.stdout.split()[-2:]
@@ -175,11 +179,12 @@ def measure(target: Target, n: int, load: str, seconds: float, folder: Path) -> 
 
 def batch(work: Workdir, root: Path) -> str:
     """How long `salescast forecast --all` takes, imports included, for BATCH series."""
-    from salescast import data, pipeline
+    from salescast.data import dataset
+    from salescast.pipeline import stages
 
     many = Workdir(root / "batch")
-    data.generate(many.raw, BATCH // 14, 14, 104, 42)
-    pipeline.features_stage(many, many.raw, TrainConfig().horizon)
+    dataset.generate(many.raw, BATCH // 14, 14, 104, 42)
+    stages.features_stage(many, many.raw, TrainConfig().horizon)
     (many.root / "models").symlink_to(work.models, target_is_directory=True)
     tool = str(Path(sys.executable).with_name("salescast"))
     command = [tool, "forecast", "--all", "--workdir", str(many.root), "--out", str(root / "forecasts.parquet")]
@@ -207,7 +212,7 @@ def targets(work: Workdir, root: Path, kind: str, stack: ExitStack) -> Iterator[
         where = conninfo_to_dict(server.get_uri())
         ours = {"host": where["host"], "user": where["user"], "database": where["dbname"]}
         theirs = {**ours, "type": "postgres", "password": "", "sslmode": "disable"}
-    ours["type"] = "salescast.online_store.RowOnlineStore"
+    ours["type"] = "salescast.feature_store.online_store.RowOnlineStore"
     mine, feast = with_store(work, root / f"ours-{kind}", ours), with_store(work, root / f"feast-{kind}", theirs)
     port, tools = free_port(), Path(sys.executable).parent
     url = f"http://127.0.0.1:{port}"

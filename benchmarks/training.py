@@ -30,15 +30,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from salescast import bundle, data, features, schema
-from salescast.config import TrainConfig
-from salescast.dataset import Samples, day_number, fit_scaler, known, load_shard, select
-from salescast.distributed import Group, connect
-from salescast.model import EMBEDDING, Scaler, pinball
-from salescast.plan import Fit, Plan
-from salescast.retrieval import write_training_set
-from salescast.train import EVER, Trainer
-from salescast.weeks import calendar
+from salescast import schema
+from salescast.data import dataset
+from salescast.features.build import build_features
+from salescast.features.training_set import write_training_set
+from salescast.model import bundle
+from salescast.model.config import TrainConfig
+from salescast.model.network import EMBEDDING, Scaler, pinball
+from salescast.retail_calendar import calendar
+from salescast.training.distributed import Group, connect
+from salescast.training.plan import Fit, Plan
+from salescast.training.samples import Samples, build_samples, day_number, fit_scaler, load_shard, window_mask
+from salescast.training.trainer import EVER, Trainer
 
 DEPTS, WEEKS, EPOCHS, ROUNDS = 14, 104, 3, 5
 CONFIG = TrainConfig(feature_service=schema.TRAINING_SERVICE, linear=False)
@@ -129,9 +132,9 @@ def worker(way: str, training: Path, epochs: int, out: Path) -> None:
         start = time.perf_counter()
         shard = load_shard(training, CONFIG, calendar("US"), group.rank, group.world)
         loading = time.perf_counter() - start
-        mask = known(shard, EVER, day_number(datetime(2100, 1, 1, tzinfo=UTC).date()), CONFIG.min_history)
+        mask = window_mask(shard, EVER, day_number(datetime(2100, 1, 1, tzinfo=UTC).date()), CONFIG.min_history)
         scaler = fit_scaler(shard, mask, group)
-        epoch = {"usual": usual, "ours": ours}[way](select(shard, mask, scaler, group.device), scaler, group)
+        epoch = {"usual": usual, "ours": ours}[way](build_samples(shard, mask, scaler, group.device), scaler, group)
         if epochs > 1:
             epoch(0)
         group.gather(None)  # start together
@@ -171,8 +174,8 @@ def measured(way: str, processes: int, training: Path, epochs: int = EPOCHS) -> 
 def training_set(root: Path, rows: int) -> Path:
     """Demo data of about `rows` observed rows, with features, as retrieval writes it."""
     stores = round(rows / DEPTS / WEEKS)
-    data.generate(root / "raw", stores, DEPTS, WEEKS, 42)
-    features.build(root / "raw", root, views=(schema.SALES_VIEW, schema.STORE_VIEW))
+    dataset.generate(root / "raw", stores, DEPTS, WEEKS, 42)
+    build_features(root / "raw", root, views=(schema.SALES_VIEW, schema.STORE_VIEW))
     static = pl.scan_parquet(root / f"{schema.STORE_VIEW}.parquet").unique(schema.KEYS).drop(schema.TIMESTAMP)
     sales = pl.scan_parquet(root / f"{schema.SALES_VIEW}.parquet")
     frame = sales.join(static, on=schema.KEYS, how="left", maintain_order="left")
@@ -187,7 +190,7 @@ def fit(training: Path, root: Path, processes: int, **settings: Any) -> tuple[fl
     cutoff = last.select(pl.col(schema.TIMESTAMP).max()).collect().item().date()
     config = TrainConfig.from_dict(CONFIG.to_dict() | settings)
     plan = Plan(training, "bench", "US", config, (Fit("final", cutoff, root / "models"),), root / "checkpoints")
-    seconds = torchrun(processes, "-m", "salescast.train", str(plan.write(root / "plan.json")))
+    seconds = torchrun(processes, "-m", "salescast.training.main", str(plan.write(root / "plan.json")))
     return seconds, bundle.load(root / "models")
 
 

@@ -15,8 +15,9 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from salescast import forecast, show
-from salescast.config import Workdir
+from salescast.cli import output
+from salescast.serving import batch
+from salescast.workdir import Workdir
 
 FOLDER = Path(__file__).parent / "images"
 CHROMIUM = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
@@ -54,9 +55,9 @@ def report(page: webdriver.Chrome, work: Workdir, name: str, width: int, height:
 def terminal(page: webdriver.Chrome, work: Workdir, folder: Path) -> None:
     """What the command line draws, as it would look in a terminal of 80 columns."""
     console = Console(record=True, width=80, file=io.StringIO(), highlight=False)
-    rows = forecast.one(work, SERIES["store"], SERIES["dept"], 8)
-    console.print(show.forecast_table(rows.to_dicts(), f"store {SERIES['store']}, department {SERIES['dept']}"))
-    console.print(forecast.chart(forecast.history(work, SERIES["store"], SERIES["dept"]), rows))
+    rows = batch.one(work, SERIES["store"], SERIES["dept"], 8)
+    console.print(output.forecast_table(rows.to_dicts(), f"store {SERIES['store']}, department {SERIES['dept']}"))
+    console.print(output.chart(batch.history(work, SERIES["store"], SERIES["dept"]), rows))
     drawn = folder / "terminal.svg"
     console.save_svg(str(drawn), title="salescast forecast --store 1 --dept 3 --weeks 8 --draw")
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -5,8 +5,8 @@ from pathlib import Path
 from feast import Entity, FeatureService, FeatureView, FileSource, ValueType
 
 from salescast import schema
-from salescast.config import workdir_of_repo
-from salescast.retrieval import feast_fields, planned_schema
+from salescast.feature_store.repo import feast_fields, planned_schema
+from salescast.workdir import workdir_of_repo
 
 data = workdir_of_repo(Path(__file__).parent).data
 

@@ -10,10 +10,12 @@ import hypothesis
 import polars as pl
 import pytest
 
-from salescast import data, features, schema
-from salescast.config import TrainConfig
-from salescast.plan import Fit, Plan, Tracking
-from salescast.retrieval import write_training_set
+from salescast import schema
+from salescast.data import dataset
+from salescast.features.build import build_features
+from salescast.features.training_set import write_training_set
+from salescast.model.config import TrainConfig
+from salescast.training.plan import Fit, Plan, Tracking
 
 # A loaded machine is no reason to fail.
 hypothesis.settings.register_profile("salescast", deadline=None)
@@ -35,8 +37,8 @@ TINY = TrainConfig(
 
 def retrieved(folder: Path, stores: int, depts: int, weeks: int) -> pl.DataFrame:
     """What retrieving `training_features` from demo data gives: a plain join, as the store's columns do not change."""
-    data.generate(folder / "raw", stores, depts, weeks, 42)
-    features.build(folder / "raw", folder)
+    dataset.generate(folder / "raw", stores, depts, weeks, 42)
+    build_features(folder / "raw", folder)
     sales, stores_view = (
         pl.read_parquet(folder / f"{view}.parquet") for view in (schema.SALES_VIEW, schema.STORE_VIEW)
     )

@@ -6,20 +6,24 @@ Rank 0 retrieves the training set, evaluates and registers; all ranks train, of 
 import os
 import sys
 
-from salescast import data, pipeline, train
-from salescast.config import Workdir, settings, train_config
+from salescast.config import settings
+from salescast.data import dataset
 from salescast.errors import UserError
+from salescast.model.config import train_config
+from salescast.pipeline import stages
+from salescast.training.main import run_plan, tell
+from salescast.workdir import Workdir
 
 
 def main() -> int:
     if os.environ.get("RANK", "0") != "0":
-        return train.run_plan(None)
+        return run_plan(None)
     work = Workdir(settings().workdir)
     config = train_config()
-    last_week = data.Dataset.read(work.data).last_week
-    trained = pipeline.train_stage(work, config, pipeline.default_cutoffs(work, config), final=last_week)
-    pipeline.backtest_stage(work, trained)
-    pipeline.register_stage(work)
+    last_week = dataset.Dataset.read(work.data).last_week
+    trained = stages.train_stage(work, config, stages.default_cutoffs(work, config), final=last_week)
+    stages.backtest_stage(work, trained)
+    stages.register_stage(work)
     return 0
 
 
@@ -27,4 +31,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except UserError as error:
-        sys.exit(train.tell(str(error), 1))
+        sys.exit(tell(str(error), 1))

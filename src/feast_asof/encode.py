@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feast_asof.asof import Codes, Ints, dense
 from feast_asof.errors import AsofError
-from feast_asof.kernel import Codes, Ints, dense
 
 WIDE = 2**31  # integer keys that spread further are renumbered
 ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)$"

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_asof import columns, encode, kernel
+from feast_asof import asof, encode, gather
 from feast_asof.snapshot import Snapshot
 from feast_asof.source import Bounds, Source, bound
 
@@ -104,7 +104,7 @@ def time_bounds(view: View, source: Source, first: int, last: int, unit: str) ->
     return bound(first - ttl if ttl else None, dtype, True, unit), bound(last, dtype, False, unit)
 
 
-def chosen(view: View, table: pa.Table, entity: pa.Table, moments: Moments) -> kernel.Ints:
+def chosen(view: View, table: pa.Table, entity: pa.Table, moments: Moments) -> asof.Ints:
     """For each entity row the row of `table` (the view's index columns) to take, -1 for none.
 
     `moments` are the entity timestamps from `encode.instants`.
@@ -116,28 +116,28 @@ def chosen(view: View, table: pa.Table, entity: pa.Table, moments: Moments) -> k
         rows = np.flatnonzero(valid)
         table = table.take(pa.array(rows))
     codes = [encode.key_codes(encode.flat(table[c]), encode.flat(entity[key]), key) for c, key in view.keys]
-    keys = kernel.combine(codes, table.num_rows, entity.num_rows)
+    keys = asof.combine(codes, table.num_rows, entity.num_rows)
     timed = [encode.instants(table[view.timestamp]), moments]
     if view.created:
         timed.append(encode.instants(table[view.created]))
     units = {unit for _, unit in timed}
     time, now, *rest = encode.same_unit(units, timed)
     if moments[0].null_count:
-        keys = kernel.Codes(keys.source, np.where(np.asarray(moments[0].is_valid()), keys.entity, -1), keys.span)
-    created = columns.least(rest[0], timed[2][0].is_null()) if rest else None
+        keys = asof.Codes(keys.source, np.where(np.asarray(moments[0].is_valid()), keys.entity, -1), keys.span)
+    created = gather.least(rest[0], timed[2][0].is_null()) if rest else None
     ttl = view.ttl * (1000 if "ns" in units else 1)
-    found = kernel.asof(keys, kernel.Side(time, created), now, ttl, view.known_at)
+    found = asof.asof(keys, asof.Side(time, created), now, ttl, view.known_at)
     return found if rows is None or not len(rows) else np.where(found < 0, -1, rows[found])
 
 
-def features_of(view: View, read: Callable[[list[str]], pa.Table], index: kernel.Ints, rows: int) -> Features:
+def features_of(view: View, read: Callable[[list[str]], pa.Table], index: asof.Ints, rows: int) -> Features:
     """The view's features at the chosen rows of `rows`; each thread reads and gathers a few columns at a time."""
-    parts = columns.slices(index)
+    parts = gather.slices(index)
 
     def some(features: tuple[Feature, ...]) -> Features:
         table = read(list(dict.fromkeys(feature.column for feature in features)))
         return {
-            feature.name: columns.gather(
+            feature.name: gather.gather(
                 table[feature.column],
                 parts,
                 feature.dtype,
@@ -147,10 +147,10 @@ def features_of(view: View, read: Callable[[list[str]], pa.Table], index: kernel
         }
 
     # Reading costs by the number of columns in the file, too: few columns at a time only where they are long.
-    size = max(min(READ_VALUES // max(rows, 1), -(-len(view.features) // kernel.threads())), 1)
+    size = max(min(READ_VALUES // max(rows, 1), -(-len(view.features) // asof.threads())), 1)
     groups = [view.features[at : at + size] for at in range(0, len(view.features), size)]
     found: Features = {}
-    with ThreadPoolExecutor(kernel.threads()) as pool:
+    with ThreadPoolExecutor(asof.threads()) as pool:
         for features in pool.map(some, groups):
             found |= features
     return found

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_asof import columns, encode, kernel
+from feast_asof import asof, encode, gather
 from feast_asof.partition import Chunk
 from feast_asof.snapshot import Snapshot
 from feast_asof.source import Source, bound
@@ -74,10 +74,10 @@ def newest(table: pa.Table, of: Columns) -> pa.Table:
     if created:
         timed.append(encode.instants(table[created]))
     values, *rest = encode.same_unit({unit for _, unit in timed}, timed)
-    age = columns.least(rest[0], timed[1][0].is_null()) if rest else None
-    rows = kernel.latest(kernel.combine(codes, table.num_rows, 0), kernel.Side(values, age))
-    parts = columns.slices(rows)
-    return pa.table({name: columns.gather(table[name], parts, None, name) for name in table.column_names})
+    age = gather.least(rest[0], timed[1][0].is_null()) if rest else None
+    rows = asof.latest(asof.combine(codes, table.num_rows, 0), asof.Side(values, age))
+    parts = gather.slices(rows)
+    return pa.table({name: gather.gather(table[name], parts, None, name) for name in table.column_names})
 
 
 def newest_of(chunk: Chunk, of: Columns, start: datetime | None, end: datetime | None) -> pa.Table:

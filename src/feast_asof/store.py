@@ -19,12 +19,12 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 from feast.utils import compute_non_entity_date_range
 
-from feast_asof import entity as entities
-from feast_asof import local, plan, write
+from feast_asof import entity_frame, local_engine, views, write
 from feast_asof.errors import AsofError
 from feast_asof.job import AsofRetrievalJob, Work, local_path
 from feast_asof.pull import Columns
 from feast_asof.snapshot import consistent
+from feast_asof.views import resolve_views
 
 
 class AsofOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -74,17 +74,17 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         Raises:
             AsofError: missing columns, types that cannot be compared, unreadable or missing files.
         """
-        views, order = plan.views(
+        views, order = resolve_views(
             config, feature_views, feature_refs, full=full_feature_names, known_at=filter_by_created_timestamp
         )
         if entity_df is None:
             for view in views:
-                consistent(partial(entities.check_source, view))
+                consistent(partial(entity_frame.check_source, view))
             start, end = compute_non_entity_date_range(feature_views, start_date=start_date, end_date=end_date)
-            frame = local.entities_between(views, start, end)
+            frame = local_engine.entities_between(views, start, end)
         else:
-            frame = entities.read(entity_df)
-        entities.check(frame.schema, frame.timestamp, views)
+            frame = entity_frame.read(entity_df)
+        entity_frame.check(frame.schema, frame.timestamp, views)
 
         def metadata() -> RetrievalMetadata:
             first, last = frame.time_range()
@@ -142,7 +142,7 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
 
         Raises AsofError if the columns are not exactly those of the source or a value does not convert.
         """
-        path, filesystem = plan.location(config, feature_view.batch_source)
+        path, filesystem = views.location(config, feature_view.batch_source)
         if filesystem is not None:
             raise AsofError(
                 f"cannot write to {feature_view.batch_source.path}: this store writes to mounted folders only"
@@ -168,18 +168,18 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         write.add(table, folder, uuid.uuid4().hex, destination.partition_by or [])
 
 
-def _settings(config: RepoConfig) -> local.Settings:
+def _settings(config: RepoConfig) -> local_engine.Settings:
     store = config.offline_store
     storage = local_path(config.repo_path, store.storage_path) if store.storage_path else None
-    return local.Settings(store.ray_address, storage)
+    return local_engine.Settings(store.ray_address, storage)
 
 
 def _engine(config: RepoConfig) -> Any:
     if config.offline_store.engine == "local":
-        return local
-    from feast_asof import ray
+        return local_engine
+    from feast_asof import ray_engine
 
-    return ray
+    return ray_engine
 
 
 def _job(config: RepoConfig, work: Work, **kwargs: Any) -> AsofRetrievalJob:
@@ -189,7 +189,7 @@ def _job(config: RepoConfig, work: Work, **kwargs: Any) -> AsofRetrievalJob:
 def _pull(
     config: RepoConfig, source: DataSource, columns: tuple[list[str], list[str]], timestamp: str, created: str | None
 ) -> Columns:
-    path, filesystem = plan.location(config, source)
+    path, filesystem = views.location(config, source)
     keys, features = columns
     names = [*keys, *features, timestamp, *([created] if created else [])] if features else None
     constant = None if keys else (DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL)

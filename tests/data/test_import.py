@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from salescast import data, ingest, show
+from salescast.cli import output
+from salescast.data import dataset, ingest
 from salescast.errors import UserError
 
 FRIDAY = date(2012, 9, 7)
@@ -127,7 +128,7 @@ def test_what_is_accepted_and_rejected_is_what_a_loop_finds(tmp_path: Path, rows
     assert set(report.rejected["row"]) == rejected
     assert report.rejected.height == len(rejected)
     assert report.rejected["reason"].null_count() == 0
-    table = data.load(tmp_path / "raw").sales.collect()
+    table = dataset.load(tmp_path / "raw").sales.collect()
     assert {(s, d, w): y for s, d, w, y in table.iter_rows()} == accepted
     assert table.equals(table.sort("store_id", "dept_id", "week"))
     assert report.negative == sum(y < 0 for y in accepted.values())
@@ -137,7 +138,7 @@ def test_what_is_accepted_and_rejected_is_what_a_loop_finds(tmp_path: Path, rows
     span = sum((max(days) - min(days)).days // 7 + 1 for days in by_series.values())
     assert report.gaps == span - len(accepted)
     assert report.dataset.series == len(by_series)
-    assert (tmp_path / "raw" / data.REJECTED).exists() == bool(rejected)
+    assert (tmp_path / "raw" / dataset.REJECTED).exists() == bool(rejected)
 
 
 # --- mutated files ---------------------------------------------------------------------------------------------------
@@ -206,7 +207,7 @@ def test_no_line_of_a_mutated_file_is_lost(tmp_path: Path, mutations: list[tuple
         assert "\n" not in str(error)
         return
     assert balanced(report)
-    assert report.dataset.rows == data.load(tmp_path / "raw").sales.collect().height == report.files[0].accepted
+    assert report.dataset.rows == dataset.load(tmp_path / "raw").sales.collect().height == report.files[0].accepted
     reported = sum(
         1 if column is not None or "second row" in reason else lines_with_content(value)
         for column, value, reason in report.rejected.select("column", "value", "reason").iter_rows()
@@ -241,7 +242,7 @@ def test_mutated_other_files_and_parquet_are_read_or_refused(
         assert "\n" not in str(error)
         return
     assert balanced(report)
-    raw = data.load(tmp_path / "raw")
+    raw = dataset.load(tmp_path / "raw")
     assert raw.sales.collect().height == report.files[0].accepted
     assert raw.store_weeks.height == report.files[1].accepted
 
@@ -306,11 +307,11 @@ def test_a_refused_import_leaves_the_earlier_dataset(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         run(tmp_path, [*GOOD, GOOD[0]])
     after = {path.name: path.read_bytes() for path in (tmp_path / "raw").iterdir()}
-    assert after.pop(data.REJECTED)
+    assert after.pop(dataset.REJECTED)
     assert after == before
     run(tmp_path, GOOD[:1])
-    assert data.load(tmp_path / "raw").sales.collect().height == 1
-    assert not (tmp_path / "raw" / data.REJECTED).exists()
+    assert dataset.load(tmp_path / "raw").sales.collect().height == 1
+    assert not (tmp_path / "raw" / dataset.REJECTED).exists()
 
 
 def test_bad_rows_of_the_other_files_are_reported_too(tmp_path: Path) -> None:
@@ -339,7 +340,7 @@ def test_bad_rows_of_the_other_files_are_reported_too(tmp_path: Path) -> None:
         (4, "-5", "Size is not a whole number, 0 or more"),
         (5, "1.5", "Size is not a whole number, 0 or more"),
     ]
-    raw = data.load(tmp_path / "raw")
+    raw = dataset.load(tmp_path / "raw")
     assert raw.store_weeks.rows() == [(1, FRIDAY, 70.5, None, None, None)]
     assert raw.stores.rows() == [(1, "A", 100, None)]
     assert balanced(report)
@@ -366,12 +367,12 @@ def test_most_frequent_reasons_come_first_and_the_message_stays_short(tmp_path: 
 
 def test_no_department_is_department_zero(tmp_path: Path) -> None:
     run(tmp_path, [(1, week(0), 5), (2, week(0), 6)], header=["Store", "Date", "Weekly_Sales"])
-    assert data.load(tmp_path / "raw").sales.collect().rows() == [(1, 0, FRIDAY, 5.0), (2, 0, FRIDAY, 6.0)]
+    assert dataset.load(tmp_path / "raw").sales.collect().rows() == [(1, 0, FRIDAY, 5.0), (2, 0, FRIDAY, 6.0)]
 
 
 def test_without_a_stores_file_stores_are_known_by_id_only(tmp_path: Path) -> None:
     run(tmp_path, [(7, 1, week(0), 5), (2, 1, week(0), 6)])
-    raw = data.load(tmp_path / "raw")
+    raw = dataset.load(tmp_path / "raw")
     assert raw.stores.rows() == [(2, None, None, None), (7, None, None, None)]
     assert raw.store_weeks.is_empty()
 
@@ -385,7 +386,7 @@ def test_own_column_names_by_mapping(tmp_path: Path) -> None:
         features=features,
         mapping={"Store": "shop", "Dept": "*", "Date": "day", "Weekly_Sales": "^r.*$", "Temperature": "temp"},
     )
-    raw = data.load(tmp_path / "raw")
+    raw = dataset.load(tmp_path / "raw")
     assert raw.sales.collect().rows() == [(1, 3, FRIDAY, 5.0)]
     assert raw.store_weeks["temperature"].to_list() == [70.0]
     assert [file.ignored_columns for file in report.files] == [("note",), ()]
@@ -457,7 +458,7 @@ def test_planned_columns_of_both_files_and_rows_of_the_future(tmp_path: Path) ->
     ]
     assert [(f.rows, f.accepted, f.plan_rows, f.rejected) for f in report.files] == [(5, 2, 1, 2), (3, 3, 0, 0)]
     assert report.files[1].ignored_columns == ("Colour",)
-    raw = data.load(tmp_path / "raw")
+    raw = dataset.load(tmp_path / "raw")
     assert (raw.meta.planned, raw.meta.open_days) == (("Promo", "School", "Open"), "Open")
     assert raw.plan is not None
     plan = raw.plan.collect()
@@ -501,7 +502,7 @@ def test_the_import_says_for_how_much_opening_days_are_known(
 ) -> None:
     rows = [(1, 1, week(k), 10, 0 if k == 3 else 6 if k else "") for k in range(5)]
     report = run(tmp_path, rows, header=[*HEADER, "Open"], open_days="Open")
-    show.import_report(report, tmp_path / "raw", as_json=False)
+    output.import_report(report, tmp_path / "raw", as_json=False)
     shown = " ".join(capsys.readouterr().out.split())
     assert "opening days are known for 4 of 5 rows of sales, in 4 of 5 weeks; the others count as usual" in shown
     assert "1 rows with sales on 0 opening days are not learned from" in shown
@@ -637,7 +638,7 @@ def test_published_data_as_they_are(tmp_path: Path) -> None:
     files = (WALMART / "train.csv", WALMART / "features.csv", WALMART / "stores.csv")
     report = ingest.import_sales(*files, tmp_path / "raw")
     expected = pl.read_csv(files[0], try_parse_dates=True)
-    raw = data.load(tmp_path / "raw")
+    raw = dataset.load(tmp_path / "raw")
     assert_frame_equal(
         raw.sales.collect(),
         expected.select(

@@ -21,9 +21,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from salescast import data, pipeline, retrieval, train
-from salescast.config import TrainConfig, Workdir
-from salescast.plan import Fit, Plan
+from salescast.data import dataset
+from salescast.feature_store import repo, retrieval
+from salescast.model.config import TrainConfig
+from salescast.pipeline import stages
+from salescast.training.main import run_plan
+from salescast.training.plan import Fit, Plan
+from salescast.workdir import Workdir
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "1"))
 LONG = ROUNDS > 1
@@ -59,7 +63,7 @@ def start(arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
 
 
 def command(arguments: list[str]) -> list[str]:
-    return [sys.executable, "-m", "salescast.cli", *arguments]
+    return [sys.executable, "-m", "salescast.cli.app", *arguments]
 
 
 def clean() -> dict[str, str]:
@@ -164,22 +168,23 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     root = tmp_path_factory.mktemp("chain")
     found = Chain(root)
     work = Workdir(found.work)
-    data.generate(root / "all", 4, 3, 70, 1)
+    dataset.generate(root / "all", 4, 3, 70, 1)
     names = {"store_id": "Store", "dept_id": "Dept", "week": "Date", "weekly_sales": "Weekly_Sales"}
     sales = pl.read_parquet(root / "all" / "sales.parquet").rename(names)
     sales.write_csv(root / "next.csv")
     sales.filter(pl.col("Date") < sales["Date"].max()).write_csv(root / "first.csv")
     config = TrainConfig(epochs=1)
-    from salescast import forecast, ingest
+    from salescast.data import ingest
+    from salescast.serving import batch
 
     meta = ingest.import_sales(root / "first.csv", None, None, work.raw).dataset
-    pipeline.features_stage(work, work.raw, config.horizon)
-    retrieval.apply(work)
-    retrieval.materialize(work)
+    stages.features_stage(work, work.raw, config.horizon)
+    repo.apply(work)
+    repo.materialize(work)
     training = retrieval.retrieve(work, config.feature_service)
     fits = (Fit("final", meta.last_week, work.models),)
-    assert train.run_plan(Plan(training, training.name, "US", config, fits, work.fits / "checkpoints")) == 0
-    forecast.write_all(work, work.forecasts, work.models)
+    assert run_plan(Plan(training, training.name, "US", config, fits, work.fits / "checkpoints")) == 0
+    batch.write_all(work, work.forecasts, work.models)
     found.keep(root / "snapshots" / "start")
     return found
 

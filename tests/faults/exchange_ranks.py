@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from salescast.exchange import share
+from salescast.training.allreduce import share
 
 if __name__ == "__main__":
     results, what = Path(sys.argv[1]), sys.argv[2]

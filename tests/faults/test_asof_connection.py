@@ -16,13 +16,13 @@ import ray
 import trustme
 from ray.util import get_node_ip_address
 
-from feast_asof.connect import hint
 from feast_asof.errors import AsofError
+from feast_asof.ray_connection import hint
 
 DRIVER = """
 import sys
 import ray
-from feast_asof.connect import connect
+from feast_asof.ray_connection import connect
 from feast_asof.errors import AsofError
 ray.__version__ = sys.argv[2] if len(sys.argv) > 2 else ray.__version__
 if len(sys.argv) > 3:

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feast_asof import entity as entities
-from feast_asof import local
+from feast_asof import entity_frame, local_engine
 from feast_asof.join import Feature, View
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "1"))
@@ -50,12 +49,12 @@ def replacing(path: Path) -> Iterator[None]:
 def test_replaced_again_and_again(tmp_path: Path, happened: Callable[[str], None]) -> None:
     path = tmp_path / "source.parquet"
     stamps = pa.array(np.zeros(ROWS, int), pa.timestamp("us", "UTC"))
-    frame = entities.read(pa.table({"id": np.arange(ROWS), "event_timestamp": stamps}))
+    frame = entity_frame.read(pa.table({"id": np.arange(ROWS), "event_timestamp": stamps}))
     features = tuple(Feature(name, name, pa.int64()) for name in FEATURES)
     view = View("v", str(path), None, (("id", "id"),), "ts", None, features, 0, False)
     with replacing(path):
         for _ in range(10 * ROUNDS):
-            table = local.Historical(local.Settings(), frame, [view], FEATURES).table()
+            table = local_engine.Historical(local_engine.Settings(), frame, [view], FEATURES).table()
             states = np.stack([table[name].to_numpy() - table["id"].to_numpy() * 1_000_000 for name in FEATURES])
             assert len(np.unique(states)) == 1
             happened("right result")

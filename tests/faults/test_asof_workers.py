@@ -15,10 +15,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from feast_asof import entity as entities
-from feast_asof import local
-from feast_asof.connect import connect
+from feast_asof import entity_frame, local_engine
 from feast_asof.join import Feature, View
+from feast_asof.ray_connection import connect
 
 ROWS = 2_000
 STAMP = pa.timestamp("us", "UTC")
@@ -83,18 +82,19 @@ def case(folder: Path) -> tuple[pa.Table, View]:
 def test_lost_in_the_middle(
     plan: str, what: str, victim: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from feast_asof import partition
-    from feast_asof import ray as engine
+    from feast_asof import partition, ray_engine
 
     connect(address)
     home = ray.get_runtime_context().get_node_id()
     monkeypatch.setattr(partition, "part_rows", lambda *_: 250)
     if plan == "through buckets":
-        monkeypatch.setattr(engine, "SMALL", -1)
-        monkeypatch.setattr(engine, "SPREAD", -1)
+        monkeypatch.setattr(ray_engine, "SMALL", -1)
+        monkeypatch.setattr(ray_engine, "SPREAD", -1)
     frame, view = case(tmp_path)
-    wanted = local.Historical(local.Settings(), entities.read(frame), [view], ["f"]).table()
-    job = engine.Historical(local.Settings(address, tmp_path / "storage"), entities.read(frame), [view], ["f"])
+    wanted = local_engine.Historical(local_engine.Settings(), entity_frame.read(frame), [view], ["f"]).table()
+    job = ray_engine.Historical(
+        local_engine.Settings(address, tmp_path / "storage"), entity_frame.read(frame), [view], ["f"]
+    )
     marker = tmp_path / "killed"
     parts = job.parts(tmp_path / "out", kill_once(marker, victim, home))
     assert marker.exists()

@@ -9,11 +9,19 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from salescast import bundle, data, features, forecast, parquet, retrieval, schema, tracking
-from salescast.checkpoint import Checkpoints
-from salescast.config import Workdir
+from salescast import schema
+from salescast.data import dataset
 from salescast.errors import UserError
-from salescast.online import OnlineReader, StoreDownError, open_database, read_options
+from salescast.feature_store import repo, retrieval
+from salescast.feature_store.databases import StoreDownError, open_database, read_options
+from salescast.feature_store.online import OnlineReader
+from salescast.features.build import build_features
+from salescast.model import bundle
+from salescast.runtime import parquet
+from salescast.serving import batch
+from salescast.tracking.mlflow import check
+from salescast.training.checkpoint import Checkpoints
+from salescast.workdir import Workdir
 
 from .conftest import ROUNDS, Chain, clear_error, run
 
@@ -65,24 +73,24 @@ RIGHT = "an error that names the file, or the right result"
 
 
 @pytest.mark.fault(PARQUET, RIGHT)
-@pytest.mark.parametrize("name", [data.SALES, data.STORES, data.META])
+@pytest.mark.parametrize("name", [dataset.SALES, dataset.STORES, dataset.META])
 def test_the_dataset(name: str, work: Workdir, draw: random.Random, happened: Happened) -> None:
     def use() -> object:
-        features.build(work.raw, work.root / "again")
-        return {view: (work.root / "again" / f"{view}.parquet").read_bytes() for view in retrieval.VIEWS}
+        build_features(work.raw, work.root / "again")
+        return {view: (work.root / "again" / f"{view}.parquet").read_bytes() for view in repo.VIEWS}
 
     tried(work.raw / name, use, draw, happened, tries=3 * ROUNDS)
 
 
 @pytest.mark.fault(PARQUET, RIGHT)
-@pytest.mark.parametrize("view", retrieval.VIEWS)
+@pytest.mark.parametrize("view", repo.VIEWS)
 def test_the_feature_tables(view: str, work: Workdir, draw: random.Random, happened: Happened) -> None:
-    tried(work.data / f"{view}.parquet", lambda: retrieval.feature_digests(work), draw, happened)
+    tried(work.data / f"{view}.parquet", lambda: repo.feature_digests(work), draw, happened)
 
 
 @pytest.mark.fault(PARQUET, RIGHT)
 def test_the_upcoming_week(work: Workdir, draw: random.Random, happened: Happened) -> None:
-    tried(work.data / schema.UPCOMING, lambda: forecast.forecast_all(work, work.models).rows(), draw, happened)
+    tried(work.data / schema.UPCOMING, lambda: batch.forecast_all(work, work.models).rows(), draw, happened)
 
 
 @pytest.mark.fault(PARQUET, "made again by itself")
@@ -111,7 +119,7 @@ def test_the_forecasts(work: Workdir, draw: random.Random, happened: Happened) -
 @pytest.mark.fault("a bundle cut off, bits flipped, zeros written", RIGHT)
 @pytest.mark.parametrize("name", [bundle.FINAL, bundle.BEST, bundle.SCALERS, bundle.METADATA])
 def test_the_bundle(name: str, work: Workdir, draw: random.Random, happened: Happened) -> None:
-    rows = forecast.upcoming(work)
+    rows = batch.upcoming(work)
 
     def use() -> object:
         return bundle.load(work.models).predict(rows).quantiles.tolist()
@@ -141,7 +149,7 @@ SQLITE = "SQLite files cut off, bits flipped, zeros written"
 
 @pytest.mark.fault(SQLITE, "an error, or the right features")
 def test_the_online_store(work: Workdir, draw: random.Random, happened: Happened) -> None:
-    from salescast.forecaster import service_views
+    from salescast.serving.forecaster import service_views
 
     project, options = read_options(work.feature_repo / "feature_store.yaml")
     reader = OnlineReader(
@@ -176,7 +184,7 @@ def test_the_tracking_store(chain: Chain, draw: random.Random, happened: Happene
 
     path = tmp_path / "mlflow.db"
     MlflowClient(tracking_uri=f"sqlite:///{path}").create_experiment("x")
-    tried(path, lambda: tracking.check(f"sqlite:///{path}"), draw, happened)
+    tried(path, lambda: check(f"sqlite:///{path}"), draw, happened)
 
 
 @pytest.mark.long

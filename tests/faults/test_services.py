@@ -18,8 +18,8 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
-from salescast import bundle
-from salescast.plan import Plan
+from salescast.model import bundle
+from salescast.training.plan import Plan
 
 from .conftest import ROUNDS, Chain, clear_error, run, start
 
@@ -233,7 +233,7 @@ def train_on(nodes: list[str], path: Path) -> "list[subprocess.Popen[str]]":
     for rank, node in enumerate(nodes):
         place = [f"--node-rank={rank}", "--master-addr=10.77.0.1", "--master-port=29400"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *place]
-        command = [*torchrun, "-m", "salescast.train", str(path)]
+        command = [*torchrun, "-m", "salescast.training.main", str(path)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable", "CI": "true"}
         processes.append(
             subprocess.Popen(

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from salescast import bundle, processes, tracking
-from salescast.plan import Plan, Tracking
+from salescast.model import bundle
+from salescast.runtime import processes
+from salescast.tracking import journal
+from salescast.training.plan import Plan, Tracking
 
 
 @contextmanager
@@ -53,30 +55,30 @@ def test_mlflow_lost_in_the_middle_is_caught_up_later(plan_of: Callable[..., Pla
         port = probe.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
     plan = plan_of(tracking=Tracking(uri, "tests", "run", tmp_path / "journal", patience=10), patience=6)
-    folder = tracking.journal_folder(plan)
+    folder = journal.journal_folder(plan)
     assert folder is not None
     path = str(plan.write(tmp_path / "plan.json"))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
 
     with mlflow(tmp_path, port) as server:
         training = subprocess.Popen(
-            [sys.executable, "-m", "salescast.train", path],
+            [sys.executable, "-m", "salescast.training.main", path],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
         )  # fmt: skip
-        while not (folder / tracking.SENT).exists():
+        while not (folder / journal.SENT).exists():
             assert training.poll() is None, training.stdout and training.stdout.read()
             time.sleep(0.05)
-            if (folder / tracking.EVENTS).exists() and "val_wmape" in (folder / tracking.EVENTS).read_text():
+            if (folder / journal.EVENTS).exists() and "val_wmape" in (folder / journal.EVENTS).read_text():
                 training.send_signal(signal.SIGSTOP)  # the sender needs longer to start than this training takes
         stop(server)
         training.send_signal(signal.SIGCONT)
         text, _ = training.communicate()
-    assert training.returncode == tracking.UNSENT, text
+    assert training.returncode == journal.UNSENT, text
     assert "the journal is kept and sent later" in text
     assert f"python -m salescast.tracking {folder}" in text
     assert bundle.load(plan.fits[0].out), "the training itself is not touched"
 
-    late = [sys.executable, "-m", "salescast.tracking", str(folder)]
+    late = [sys.executable, "-m", "salescast.tracking.journal", str(folder)]
     refused = subprocess.run(late, capture_output=True, text=True, env=environment, check=False)
     assert refused.returncode == 1
     assert "does not take the journal" in refused.stderr
@@ -85,10 +87,10 @@ def test_mlflow_lost_in_the_middle_is_caught_up_later(plan_of: Callable[..., Pla
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=uri)
-        run = client.get_run(str(tracking.run_id(plan)))
+        run = client.get_run(str(journal.run_id(plan)))
         epochs = client.get_metric_history(run.info.run_id, "final/search/val_wmape")
         assert [metric.step for metric in epochs] == list(range(1, 7))
         assert run.info.status == "FINISHED"
         files = {file.path for file in client.list_artifacts(run.info.run_id, "bundle")}
         assert f"bundle/{bundle.FINAL}" in files
-    assert tracking.exit_code(plan) == 0
+    assert journal.exit_code(plan) == 0

@@ -15,9 +15,10 @@ import psutil
 import pytest
 import torch
 
-from salescast import bundle, schema
-from salescast.plan import Plan
-from salescast.retrieval import write_training_set
+from salescast import schema
+from salescast.features.training_set import write_training_set
+from salescast.model import bundle
+from salescast.training.plan import Plan
 
 PlanOf = Callable[..., Plan]
 LONG = {"epochs": 12, "patience": 12, "batch_size": 16}  # 24 epochs: long enough to be hit in the middle
@@ -26,17 +27,17 @@ LONG = {"epochs": 12, "patience": 12, "batch_size": 16}  # 24 epochs: long enoug
 NODE = """
 import os, sys
 from pathlib import Path
-from salescast import train
-from salescast.plan import Plan
+from salescast.training import main
+from salescast.training.plan import Plan
 
-sys.exit(train.run_plan(Plan.read(Path(sys.argv[1])) if os.environ["RANK"] == "0" else None))
+sys.exit(main.run_plan(Plan.read(Path(sys.argv[1])) if os.environ["RANK"] == "0" else None))
 """
 
 
 def start(plan: Plan, *, processes: int = 2, restarts: int = 0, program: str | None = None) -> "subprocess.Popen[str]":
     """torchrun in a process group of its own."""
     path = plan.write(plan.checkpoints.parent / "plan.json")
-    target = [program] if program else ["-m", "salescast.train"]
+    target = [program] if program else ["-m", "salescast.training.main"]
     torchrun = [
         "-m",
         "torch.distributed.run",
@@ -52,7 +53,7 @@ def start(plan: Plan, *, processes: int = 2, restarts: int = 0, program: str | N
 
 
 def ranks(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    found = [p for p in psutil.Process(process.pid).children() if "salescast.train" in " ".join(p.cmdline())]
+    found = [p for p in psutil.Process(process.pid).children() if "salescast.training.main" in " ".join(p.cmdline())]
     assert len(found) == 2
     return found
 
@@ -170,7 +171,7 @@ def limited(plan: Plan, size: int) -> tuple[str, int]:
     """Train in one process whose files may have `size` bytes (-1: any)."""
     path = plan.write(plan.checkpoints.parent / "plan.json")
     done = subprocess.run(
-        [sys.executable, "-m", "salescast.train", str(path)],
+        [sys.executable, "-m", "salescast.training.main", str(path)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1)),

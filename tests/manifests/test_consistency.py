@@ -27,10 +27,12 @@ from cluster import (
 )  # fmt: skip
 from pydantic import AliasChoices
 
-from salescast import cli
-from salescast.champion import CHAMPION
-from salescast.config import RULES, Settings, TrainConfig, Workdir
+from salescast.cli import app
+from salescast.config import Settings
+from salescast.model.config import RULES, TrainConfig
 from salescast.schema import MODEL_NAME
+from salescast.tracking.champion import CHAMPION
+from salescast.workdir import Workdir
 
 DEPLOYED = pytest.mark.parametrize("deployment", list(DEPLOYMENTS))
 # Made by the platform: the CA bundle that Kubernetes puts into every namespace, and the certificate that OpenShift's
@@ -89,7 +91,7 @@ def _placeholders() -> set[str]:
 
 def _options() -> set[str]:
     """Environment variables of the command line's own options."""
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(app.app)
     found = [option.envvar for command in group.commands.values() for option in command.params if option.envvar]
     return {name for names in found for name in ([names] if isinstance(names, str) else names)}
 
@@ -341,7 +343,7 @@ def _parses(command: list[str]) -> bool:
         compile(script.read_text(), str(script), "exec")
         return arguments[0].startswith("/opt/salescast/manifests/scripts/")
     if program == "salescast":
-        root: Any = typer.main.get_command(cli.app)
+        root: Any = typer.main.get_command(app.app)
     elif program == "feast":
         from feast.cli.cli import cli as root
     elif program == "mlflow":

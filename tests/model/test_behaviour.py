@@ -9,10 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from salescast import bundle, schema, train
-from salescast.bundle import Bundle
-from salescast.plan import Fit, Plan
-from salescast.retrieval import write_training_set
+from salescast import schema
+from salescast.features.training_set import write_training_set
+from salescast.model import bundle
+from salescast.model.bundle import Bundle
+from salescast.training.main import run_plan
+from salescast.training.plan import Fit, Plan
 
 CUTOFF = date(2024, 3, 1)  # 8 weeks before the last one
 
@@ -22,7 +24,7 @@ def model(module_plan_of: Callable[..., Plan]) -> Bundle:
     plan = module_plan_of(epochs=15, hidden=(64, 32), patience=15)
     folder = plan.checkpoints.parent / "past"
     plan = dataclasses.replace(plan, fits=(Fit("past", CUTOFF, folder),))
-    assert train.run_plan(plan) == 0
+    assert run_plan(plan) == 0
     return bundle.load(folder)
 
 
@@ -61,7 +63,7 @@ def test_what_repeats_is_learned(
     write_training_set(repeated.to_arrow(), tmp_path / "part-00000.parquet")
     plan = module_plan_of(tmp_path / "cycle", training=tmp_path, epochs=30, hidden=(64, 32), patience=30, linear=False)
     plan = dataclasses.replace(plan, fits=(Fit("past", CUTOFF, tmp_path / "model"),))
-    assert train.run_plan(plan) == 0
+    assert run_plan(plan) == 0
     rows = repeated.filter(pl.col(schema.TIMESTAMP).dt.date() == CUTOFF + timedelta(weeks=1))
     after = repeated.filter(pl.col(schema.TIMESTAMP).dt.date() > CUTOFF).partition_by(schema.KEYS)
     actual = np.stack([series[schema.LABEL].to_numpy()[:4] for series in after])
@@ -97,5 +99,5 @@ def test_a_later_fit_of_the_same_data_up_to_the_cutoff_is_the_same(
     write_training_set(changed.to_arrow(), tmp_path / "part-00000.parquet")
     plan = module_plan_of(tmp_path / "changed", training=tmp_path, epochs=15, hidden=(64, 32), patience=15)
     plan = dataclasses.replace(plan, fits=(Fit("past", CUTOFF, tmp_path / "model"),))
-    assert train.run_plan(plan) == 0
+    assert run_plan(plan) == 0
     assert bundle.load(tmp_path / "model").digest == model.digest

@@ -8,11 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from salescast import bundle, schema, train
-from salescast.bundle import Forecast
-from salescast.plan import Plan
-from salescast.retrieval import write_training_set
-from salescast.seasonal import seasonal_features
+from salescast import schema
+from salescast.features.seasonal import seasonal_features
+from salescast.features.training_set import write_training_set
+from salescast.model import bundle
+from salescast.model.bundle import Forecast
+from salescast.training.main import run_plan
+from salescast.training.plan import Plan
 
 WEEKS, STORES, DEPTS = 90, 6, 2
 LAST_WEEK = date(2024, 4, 26)  # of the plans of conftest.py
@@ -51,7 +53,7 @@ def forecast(sales: pl.DataFrame, folder: Path, plan_of: Callable[..., Plan]) ->
     write_training_set(frame.to_arrow(), folder / "part-00000.parquet")
     service = schema.TRAINING_SERVICE_SEASONAL
     plan = plan_of(folder / "fit", training=folder, feature_service=service, epochs=4, patience=0)
-    assert train.run_plan(plan) == 0
+    assert run_plan(plan) == 0
     rows = frame.filter(pl.col(schema.TIMESTAMP).dt.date() == LAST_WEEK + timedelta(weeks=1))
     return rows, bundle.load(plan.fits[0].out).predict(rows)
 

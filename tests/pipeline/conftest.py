@@ -14,7 +14,7 @@ def salescast(*arguments: str, cwd: Path | None = None, **environment: str) -> s
     """The command line as a process of its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SALESCAST_", "MLFLOW_"))}
     return subprocess.run(
-        [sys.executable, "-m", "salescast.cli", *arguments],
+        [sys.executable, "-m", "salescast.cli.app", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -26,10 +26,10 @@ def salescast(*arguments: str, cwd: Path | None = None, **environment: str) -> s
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo dataset of 4 stores x 3 departments x 100 weeks."""
-    from salescast import data
+    from salescast.data import dataset
 
     out = tmp_path_factory.mktemp("demo") / "raw"
-    data.generate(out, stores=4, depts=3, weeks=100, seed=1)
+    dataset.generate(out, stores=4, depts=3, weeks=100, seed=1)
     return out
 
 

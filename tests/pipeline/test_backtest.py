@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from salescast import data
+from salescast.data import dataset
 
 from .conftest import salescast
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_one_fit_beside_another_method(raw: Path, tmp_path: Path) -> None:
-    last = data.Dataset.read(raw).last_week
+    last = dataset.Dataset.read(raw).last_week
     cutoffs = [last - timedelta(weeks=back) for back in (12, 8)]
     done = salescast(
         "backtest", "--data", str(raw), "--workdir", str(tmp_path / "work"), "--out", str(tmp_path / "b.parquet"),

@@ -14,14 +14,17 @@ import typer.main
 from rich.console import Console
 from typer.testing import CliRunner
 
-from salescast import cli, data, pipeline, show
-from salescast.config import Workdir
+from salescast.cli import app, output
+from salescast.data import dataset
 from salescast.errors import UserError
+from salescast.pipeline import stages
+from salescast.pipeline.run import RunSummary
+from salescast.workdir import Workdir
 
 from .conftest import salescast
 
 Finished = tuple[Path, subprocess.CompletedProcess[str]]
-ROOT = typer.main.get_command(cli.app)
+ROOT = typer.main.get_command(app.app)
 NO_ANSWER = {"serve"}  # it serves until it is stopped
 
 
@@ -39,7 +42,7 @@ def command(verb: tuple[str, ...]) -> Any:
 
 @pytest.mark.parametrize("verb", [(), *verbs()], ids=" ".join)
 def test_help_has_an_example_that_is_right_and_fits_80_columns(verb: tuple[str, ...]) -> None:
-    shown = CliRunner().invoke(cli.app, [*verb, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    shown = CliRunner().invoke(app.app, [*verb, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
     assert shown.exit_code == 0
     assert max(len(line) for line in shown.stdout.splitlines()) <= 80
     assert "…" not in shown.stdout, "a text is cut off"
@@ -76,8 +79,8 @@ def test_what_a_run_says_fits_80_columns(finished_run: Finished, monkeypatch: py
     summary = json.loads(done.stdout)
     summary["scores"][0] |= {"mape": 1234.5, "bias": -0.12345}
     console = Console(highlight=False, width=80, record=True, file=(workdir / "shown.txt").open("w"))
-    monkeypatch.setattr(show, "console", console)
-    show.summary(pipeline.Summary(**summary), as_json=False)
+    monkeypatch.setattr(output, "console", console)
+    output.summary(RunSummary(**summary), as_json=False)
     text = console.export_text()
     assert max(len(line) for line in text.splitlines()) <= 80
     for number in ("123450.00%", "-12.35%", f"{summary['answers'][0]['forecast'][0]:,.0f}"):
@@ -106,7 +109,7 @@ def test_answers_in_json_are_nothing_but_json(finished_run: Finished) -> None:
 
 def test_the_work_of_a_backtest_outlives_the_next_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An import replaces all that is in the dataset's folder."""
-    data.generate(tmp_path / "mine", 2, 2, 60, 1)
+    dataset.generate(tmp_path / "mine", 2, 2, 60, 1)
     used: list[Path] = []
 
     def backtest(work: Workdir, *_: Any, **__: Any) -> Any:
@@ -114,8 +117,8 @@ def test_the_work_of_a_backtest_outlives_the_next_import(tmp_path: Path, monkeyp
         used.append(work.root)
         raise UserError("enough")
 
-    monkeypatch.setattr(pipeline, "backtest", backtest)
-    CliRunner().invoke(cli.app, ["backtest", "--data", str(tmp_path / "mine")])
-    data.generate(tmp_path / "mine", 2, 2, 61, 1)
+    monkeypatch.setattr(stages, "run_backtest", backtest)
+    CliRunner().invoke(app.app, ["backtest", "--data", str(tmp_path / "mine")])
+    dataset.generate(tmp_path / "mine", 2, 2, 61, 1)
     assert (used[0] / "fits").is_dir()
     assert used == [tmp_path / "mine.work"]

@@ -21,9 +21,11 @@ import httpx
 import polars as pl
 import pytest
 
-from salescast import cli, data
-from salescast.config import RULES, Settings
-from salescast.serving_check import free_port
+from salescast.cli import app
+from salescast.config import Settings
+from salescast.data.dataset import load
+from salescast.model.config import RULES
+from salescast.runtime.processes import free_port
 
 from .conftest import SMALL
 
@@ -105,7 +107,7 @@ def furnished(finished_run: tuple[Path, object], raw: Path, tmp_path_factory: py
     shutil.copytree(finished_run[0], folder / "shared")
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "docs").symlink_to(ROOT / "docs")
-    dataset = data.load(raw)
+    dataset = load(raw)
     names = {"store_id": "Store", "dept_id": "Dept", "week": "Date", "weekly_sales": "Weekly_Sales"}
     names |= {"store_type": "Type", "store_size": "Size", "region": "Region"}
     for name, table in (("train", dataset.sales), ("features", dataset.store_weeks), ("stores", dataset.stores)):
@@ -138,7 +140,7 @@ def test_commands_stand_in_fenced_blocks_and_name_what_there_is(document: Path) 
     assert INDENTED.findall(text) == []
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
-    verbs = {command.name for command in cli.app.registered_commands} | {"data"}
+    verbs = {command.name for command in app.app.registered_commands} | {"data"}
     assert set(re.findall(r"`salescast ([a-z]+)", text)) <= verbs
 
 

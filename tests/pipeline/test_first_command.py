@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from salescast import pipeline, show
-from salescast.config import Workdir
+from salescast.cli import output
+from salescast.pipeline.run import RunSummary
+from salescast.workdir import Workdir
 
 from .conftest import SMALL
 
@@ -126,7 +127,7 @@ def test_answers_that_differ_are_an_error_with_summary_and_report(run_again: Cal
 @pytest.mark.slow
 def test_a_summary_without_answers_is_shown(finished_run: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     values = json.loads(finished_run[1].stdout) | {"answers": [], "warning": "the forecast server is [away]"}
-    show.summary(pipeline.Summary(**values), as_json=False)
+    output.summary(RunSummary(**values), as_json=False)
     said = capsys.readouterr()
     assert "champion" in said.out and "answer" not in said.out
     assert said.err == "warning: the forecast server is [away]\n"

@@ -9,8 +9,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from salescast import data, registry
-from salescast.config import Workdir
+from salescast.data import dataset
+from salescast.tracking.mlflow import tracking_uri
+from salescast.workdir import Workdir
 
 from .conftest import SMALL
 
@@ -25,7 +26,7 @@ def code(notebook: Path) -> list[str]:
 @pytest.mark.slow
 def test_the_notebooks_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Workdir(tmp_path / "shared")
-    data.generate(work.raw, stores=4, depts=3, weeks=100, seed=1)
+    dataset.generate(work.raw, stores=4, depts=3, weeks=100, seed=1)
     for name in [name for name in os.environ if name.startswith(("SALESCAST_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     for name, value in {**SMALL, "SALESCAST_WORKDIR": str(work.root), "MPLBACKEND": "agg"}.items():
@@ -35,7 +36,7 @@ def test_the_notebooks_run_in_their_order(tmp_path: Path, monkeypatch: pytest.Mo
         patient = {"timeout": None, "startup_timeout": 1800}  # a kernel that dies is noticed
         NotebookClient(notebook, resources={"metadata": {"path": str(FOLDER)}}, **patient).execute()
     assert work.report.exists() and work.forecasts.exists() and work.backtest.exists()
-    assert registry.tracking_uri(work).endswith("mlflow.db")
+    assert tracking_uri(work).endswith("mlflow.db")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

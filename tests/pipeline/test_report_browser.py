@@ -16,8 +16,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from salescast import data, report
-from salescast.config import Workdir
+from salescast.data import dataset
+from salescast.report.build import build_report, day
+from salescast.workdir import Workdir
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -32,7 +33,7 @@ ARGUMENTS = (
 Rows = list[list[str]]
 
 
-def seasonal(raw: data.Raw) -> pl.DataFrame:
+def seasonal(raw: dataset.Raw) -> pl.DataFrame:
     """Last year's sales as the forecast of every series."""
     rows = raw.sales.filter(pl.col("week").is_between(*(raw.meta.last_week - timedelta(weeks=w) for w in (51, 44))))
     ahead = rows.with_columns(pl.col("week") + timedelta(weeks=52), forecast="weekly_sales").collect()
@@ -44,8 +45,8 @@ def seasonal(raw: data.Raw) -> pl.DataFrame:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
     """Demo data of 4 stores with forecasts and a backtest of two models."""
     work = Workdir(tmp_path_factory.mktemp("report"))
-    data.generate(work.raw, stores=4, depts=3)
-    raw = data.load(work.raw)
+    dataset.generate(work.raw, stores=4, depts=3)
+    raw = dataset.load(work.raw)
     seasonal(raw).drop("weekly_sales").write_parquet(work.forecasts)
     cutoff = raw.meta.last_week - timedelta(weeks=HORIZON)
     tested = raw.sales.filter(pl.col("week") > cutoff).rename({"weekly_sales": "y"}).collect()
@@ -62,7 +63,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
         for name, off in (("salescast", 0.05), ("naive", 0.3))
     ]
     pl.concat(models).write_parquet(work.backtest)
-    report.build(work)
+    build_report(work)
     return work
 
 
@@ -140,7 +141,7 @@ def test_a_series_can_be_chosen(page: webdriver.Chrome, work: Workdir) -> None:
     assert forecast_line(page) != before_line
     shown = table(page)
     assert shown != before_table
-    assert [row[0] for row in shown] == [report.day(week) for week in expected["week"]]
+    assert [row[0] for row in shown] == [day(week) for week in expected["week"]]
     for column, name in ((1, "p10"), (2, "forecast"), (3, "p90")):
         assert numbers(shown, column) == pytest.approx(expected[name].to_list(), abs=0.51)
         assert all(re.fullmatch(r"\d{1,3}(,\d{3})*", row[column]) for row in shown)

@@ -16,9 +16,12 @@ import polars as pl
 import pytest
 from polars.testing import assert_series_equal
 
-from salescast import bundle, forecast, retrieval, schema, serving_check
-from salescast.config import Workdir
-from salescast.evaluate import COLUMNS
+from salescast import schema
+from salescast.evaluation.metrics import COLUMNS
+from salescast.feature_store import repo
+from salescast.model import bundle
+from salescast.serving import batch, smoke_test
+from salescast.workdir import Workdir
 
 from .conftest import SMALL, salescast
 
@@ -74,8 +77,8 @@ def test_the_same_seed_gives_the_same_bundle_in_another_folder(
 
 def test_online_features_are_the_offline_features_of_the_upcoming_week(finished_run: Finished) -> None:
     work = Workdir(finished_run[0])
-    offline = forecast.upcoming(work).sort(schema.KEYS)
-    store = retrieval.open_store(work)
+    offline = batch.upcoming(work).sort(schema.KEYS)
+    store = repo.open_store(work)
     answer = store.get_online_features(
         features=store.get_feature_service(schema.INFERENCE_SERVICE_SEASONAL),
         entity_rows=offline.select(schema.KEYS).to_dicts(),
@@ -117,7 +120,7 @@ def test_what_is_registered_and_served_is_the_final_bundle_that_was_judged(
         monkeypatch.setenv(name, value)
     assert told("train", "--horizon", "4").returncode == 0, "the last bundle is another one again"
     one = {"instances": [{"store_id": 1, "dept_id": 2}]}
-    with serving_check.server(work) as url:
+    with smoke_test.server(work) as url:
         answer = httpx.post(f"{url}/v1/models/{schema.MODEL_NAME}:predict", json=one, timeout=60).json()
     assert answer["model_version"] == judged[:12]
     offline = json.loads(told("forecast", "--store", "1", "--dept", "2", "--json").stdout)
@@ -128,7 +131,7 @@ def test_the_champion_bundle_forecasts_what_the_backtest_of_its_kind_would(finis
     """The forecast file comes from the bundle in the workdir, row by row."""
     work = Workdir(finished_run[0])
     model = bundle.load(work.models)
-    rows = forecast.upcoming(work)
+    rows = batch.upcoming(work)
     expected = model.predict(rows)
     table = pl.read_parquet(work.forecasts).sort(*schema.KEYS, "horizon")
     assert np.allclose(table["forecast"].to_numpy().reshape(-1, 8), expected.at(0.5), rtol=1e-6)
@@ -198,7 +201,7 @@ def test_an_interrupted_run_leaves_earlier_results_and_the_next_run_finishes(
     workdir = tmp_path / "work"
     shutil.copytree(finished_run[0], workdir)
     before = {name: (workdir / name).read_bytes() for name in ("forecasts.parquet", "models/model_metadata.json")}
-    command = [sys.executable, "-m", "salescast.cli", "run", "--sales", str(sales_csv), "--workdir", str(workdir)]
+    command = [sys.executable, "-m", "salescast.cli.app", "run", "--sales", str(sales_csv), "--workdir", str(workdir)]
     process = subprocess.Popen(
         [*command, "--horizon", "4"], env={**os.environ, **SMALL, "CI": ""}, stderr=subprocess.PIPE, text=True
     )

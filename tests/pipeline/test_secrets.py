@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from salescast import processes
+from salescast.runtime import processes
 
 from .conftest import SMALL, salescast
 

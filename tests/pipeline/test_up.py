@@ -15,10 +15,10 @@ import httpx
 import psutil
 import pytest
 
-from salescast import up
-from salescast.config import Workdir
+from salescast.cli import up
 from salescast.errors import UserError
-from salescast.serving_check import free_port
+from salescast.runtime.processes import free_port
+from salescast.workdir import Workdir
 
 from .conftest import SMALL, salescast
 
@@ -30,7 +30,7 @@ OPTIONS = ("--port", "--grpc-port", "--mlflow-port", "--feast-port")
 def started(workdir: Path, ports: list[int]) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
     """The command with its addresses, once it has printed them."""
     options = [text for pair in zip(OPTIONS, map(str, ports), strict=True) for text in pair]
-    command = [sys.executable, "-m", "salescast.cli", "up", "--workdir", str(workdir), "--json", *options]
+    command = [sys.executable, "-m", "salescast.cli.app", "up", "--workdir", str(workdir), "--json", *options]
     process = subprocess.Popen(command, env=os.environ | SMALL, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     try:

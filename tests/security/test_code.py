@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from salescast import bundle, train
-from salescast.checkpoint import Checkpoints
 from salescast.errors import UserError
-from salescast.plan import Plan
+from salescast.model import bundle
+from salescast.training.checkpoint import Checkpoints
+from salescast.training.main import run_plan
+from salescast.training.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("src", "feature_repo", "manifests", "benchmarks")
@@ -88,7 +89,7 @@ class Evil:
 @pytest.fixture(scope="module")
 def folder(module_plan_of: Callable[..., Plan]) -> Path:
     plan = module_plan_of(epochs=1)
-    assert train.run_plan(plan) == 0
+    assert run_plan(plan) == 0
     return plan.fits[0].out
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from salescast import data, features, ingest, protocol
+from salescast.data import dataset, ingest
 from salescast.errors import UserError
-from salescast.protocol import Limits, RequestError
+from salescast.features.build import build_features
+from salescast.serving import protocol_v1
+from salescast.serving.protocol_v1 import Limits, RequestError
 
 MARK = "zz-marker-zz"
 NASTY = [f"../../{MARK}", f"/etc/{MARK}", f"file:///{MARK}", f"s3://{MARK}/x", f"*{MARK}*", f"{MARK}\0", f"$({MARK})"]
@@ -64,7 +66,7 @@ def test_nothing_of_a_data_file_becomes_a_path(tmp_path: Path, text: str) -> Non
         report = ingest.import_sales(
             tmp_path / "sales.csv", None, tmp_path / "stores.csv", tmp_path / "raw", planned=[plain], skip_bad_rows=True
         )
-        features.build(tmp_path / "raw", tmp_path / "out")
+        build_features(tmp_path / "raw", tmp_path / "out")
     assert report.rejected.height == 1
     assert not [event for event in opened if MARK in event]
     assert {path.name for path in (tmp_path / "raw").iterdir()} == {
@@ -91,17 +93,17 @@ def test_nothing_of_a_request_becomes_a_path(text: str) -> None:
     )
     for body in bodies:
         with watched(), pytest.raises(RequestError):
-            protocol.parse_v1(orjson.dumps(body), limits)
+            protocol_v1.parse_v1(orjson.dumps(body), limits)
         assert not opened
 
 
 @pytest.mark.parametrize(("umask", "allowed"), [(0o077, 0o700), (0o027, 0o750), (0o022, 0o755)])
 def test_files_have_no_more_rights_than_the_umask_leaves(tmp_path: Path, umask: int, allowed: int) -> None:
     code = (
-        "import os, sys, pathlib; from salescast import data, features\n"
+        "import os, sys, pathlib\nfrom salescast.data import dataset\nfrom salescast.features.build import build_features\n"
         "os.umask(int(sys.argv[2])); root = pathlib.Path(sys.argv[1]) / 'work'\n"
-        "data.generate(root / 'data' / 'raw', 1, 1, 60, 1); features.build(root / 'data' / 'raw', root / 'data')\n"
-        "from salescast.locking import locked\n"
+        "dataset.generate(root / 'data' / 'raw', 1, 1, 60, 1); build_features(root / 'data' / 'raw', root / 'data')\n"
+        "from salescast.runtime.lock import locked\n"
         "with locked(root): pass"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path), str(umask)], check=True)
@@ -116,5 +118,5 @@ def test_files_have_no_more_rights_than_the_umask_leaves(tmp_path: Path, umask: 
 
 def test_a_generated_dataset_is_read_back(tmp_path: Path) -> None:
     """What the tests above make is what the product reads."""
-    data.generate(tmp_path / "raw", 1, 1, 60, 1)
-    assert data.load(tmp_path / "raw").meta.rows == 60
+    dataset.generate(tmp_path / "raw", 1, 1, 60, 1)
+    assert dataset.load(tmp_path / "raw").meta.rows == 60

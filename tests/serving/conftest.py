@@ -15,9 +15,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from salescast import data, pipeline, retrieval, train
-from salescast.config import TrainConfig, Workdir
-from salescast.plan import Fit, Plan
+from salescast.data import dataset
+from salescast.feature_store import repo, retrieval
+from salescast.model.config import TrainConfig
+from salescast.pipeline import stages
+from salescast.training.main import run_plan
+from salescast.training.plan import Fit, Plan
+from salescast.workdir import Workdir
 
 STORES, DEPTS, WEEKS = 25, 20, 80
 READY = "/v2/models/sales-forecast/ready"
@@ -43,12 +47,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
     work = Workdir(root)
     config = TrainConfig(epochs=1, hidden=(16, 8), batch_size=2048)
-    data.generate(work.raw, STORES, DEPTS, WEEKS, 42)
-    pipeline.features_stage(work, work.raw, config.horizon)
-    retrieval.apply(work)
-    retrieval.materialize(work)
+    dataset.generate(work.raw, STORES, DEPTS, WEEKS, 42)
+    stages.features_stage(work, work.raw, config.horizon)
+    repo.apply(work)
+    repo.materialize(work)
     training = retrieval.retrieve(work, config.feature_service)
-    last = data.Dataset.read(work.data).last_week
+    last = dataset.Dataset.read(work.data).last_week
     other = tmp_path_factory.mktemp("other") / "bundle"
     plan = Plan(
         training=training,
@@ -58,7 +62,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         fits=(Fit("earlier", last - timedelta(weeks=1), other), Fit("final", last, work.models)),
         checkpoints=root / "fits",
     )
-    assert train.run_plan(plan) == 0
+    assert run_plan(plan) == 0
     return World(root, other)
 
 
@@ -102,9 +106,9 @@ def start(root: Path, ready: bool = True, workers: int = 1, **environment: str) 
     if "SALESCAST_MODEL" not in environment:
         environment.setdefault("SALESCAST_MODEL_DIR", str(root / "models"))
     code = (
-        "import logging, sys, pathlib; from salescast import serve; from salescast.config import Workdir;"
+        "import logging, sys, pathlib; from salescast.serving import supervisor; from salescast.workdir import Workdir;"
         "_, root, http, grpc, workers = sys.argv; logging.basicConfig();"
-        "serve.main(Workdir(pathlib.Path(root)), None, int(http), int(grpc), int(workers))"
+        "supervisor.main(Workdir(pathlib.Path(root)), None, int(http), int(grpc), int(workers))"
     )
     command = [sys.executable, "-c", code, str(root), str(port), str(grpc_port), str(workers)]
     with log.open("wb") as out:

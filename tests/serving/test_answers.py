@@ -10,9 +10,9 @@ import pytest
 from kserve import InferenceGRPCClient, InferInput, InferRequest
 from kserve.protocol.grpc.grpc_predict_v2_pb2 import ModelInferRequest, ModelInferResponse, ModelReadyRequest
 
-from salescast import forecast
-from salescast.config import Workdir
 from salescast.schema import KEYS
+from salescast.serving import batch
+from salescast.workdir import Workdir
 
 from .conftest import DEPTS, INFER, PREDICT, READY, STORES, Running, World
 
@@ -21,7 +21,7 @@ INSTANCES = [{"store_id": store, "dept_id": dept} for store in range(1, STORES +
 
 @pytest.fixture(scope="module")
 def offline(world: World) -> pl.DataFrame:
-    return forecast.forecast_all(Workdir(world.root), world.root / "models")
+    return batch.forecast_all(Workdir(world.root), world.root / "models")
 
 
 def test_the_server_forecasts_as_offline_for_500_series(client: httpx.Client, offline: pl.DataFrame) -> None:
@@ -158,22 +158,22 @@ def test_content_types_that_clients_use_for_json(client: httpx.Client, name: str
 
 
 def test_the_port_of_a_running_server_is_refused(running: Running, world: World) -> None:
-    from salescast import serve
     from salescast.errors import UserError
+    from salescast.serving import supervisor
 
     port = int(running.url.rpartition(":")[2])
     with pytest.raises(UserError, match=f"HTTP port {port} cannot be used: Address already in use; choose another one"):
-        serve.main(Workdir(world.root), None, port, port + 1)
+        supervisor.main(Workdir(world.root), None, port, port + 1)
 
 
 def test_a_server_without_a_bundle_or_repo_says_so(tmp_path: Path, world: World) -> None:
-    from salescast import serve
     from salescast.errors import UserError
+    from salescast.serving import supervisor
 
     with pytest.raises(UserError, match=r"no model bundle in .*models; run `salescast train` first"):
-        serve.main(Workdir(tmp_path), tmp_path / "models", 1, 1)
+        supervisor.main(Workdir(tmp_path), tmp_path / "models", 1, 1)
     (tmp_path / "models").mkdir()
     with pytest.raises(UserError, match=r"model_metadata.json cannot be read"):
-        from salescast.server import ForecastModel
+        from salescast.serving.server import ForecastModel
 
         ForecastModel(tmp_path / "models", world.root / "feature_repo")

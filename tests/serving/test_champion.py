@@ -15,12 +15,15 @@ import pytest
 from mlflow import MlflowClient
 from prometheus_client import REGISTRY
 
-from salescast import bundle, files, forecaster
-from salescast.champion import Follower, keep, split
-from salescast.config import Settings, Workdir, settings
+from salescast.config import Settings, read
 from salescast.errors import UserError
-from salescast.files import replace_dir
+from salescast.model import bundle
+from salescast.runtime import atomic_files
+from salescast.runtime.atomic_files import replace_dir
 from salescast.schema import MODEL_NAME
+from salescast.serving import forecaster
+from salescast.tracking.champion import Follower, keep, split
+from salescast.workdir import Workdir
 
 from .conftest import PREDICT, READY, Running, World, answers, free_port, wait
 
@@ -96,7 +99,7 @@ def test_new_champions_are_served_and_broken_ones_are_not(
 def test_a_passing_disk_error_is_tried_again(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
-    settings.cache_clear()
+    read.cache_clear()
     try:
         follower = Follower(MODEL, tmp_path / "served", Workdir(tmp_path / "work"))
         registry.crown(world.root / "models")
@@ -104,21 +107,21 @@ def test_a_passing_disk_error_is_tried_again(world: World, tmp_path: Path, monke
         registry.crown(world.other_bundle)
         served, new = (bundle.load(folder).digest for folder in (tmp_path / "served" / "bundle", world.other_bundle))
         with monkeypatch.context() as broken:
-            broken.setattr(files, "_fsync", Mock(side_effect=OSError(errno.EIO, "disk error")))
+            broken.setattr(atomic_files, "_fsync", Mock(side_effect=OSError(errno.EIO, "disk error")))
             with pytest.raises(UserError, match="disk error"):
                 follower.fetch()
         assert bundle.load(tmp_path / "served" / "bundle").digest == served
         follower.fetch()
         assert bundle.load(tmp_path / "served" / "bundle").digest == new
     finally:
-        settings.cache_clear()
+        read.cache_clear()
 
 
 def test_only_what_was_registered_is_fetched(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files of a version replaced in MLflow's store by those of another bundle."""
     registry = Registry(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
-    settings.cache_clear()
+    read.cache_clear()
     try:
         registry.crown(world.root / "models")
         registry.client.set_model_version_tag(MODEL_NAME, "1", "digest", bundle.load(world.other_bundle).digest)
@@ -127,7 +130,7 @@ def test_only_what_was_registered_is_fetched(world: World, tmp_path: Path, monke
         registry.client.set_model_version_tag(MODEL_NAME, "1", "digest", bundle.load(world.root / "models").digest)
         assert bundle.load(keep(Workdir(tmp_path / "work"))).digest == bundle.load(world.root / "models").digest
     finally:
-        settings.cache_clear()
+        read.cache_clear()
 
 
 @pytest.mark.fault(
@@ -138,7 +141,7 @@ def test_without_an_answer_the_kept_champion_goes_on(
 ) -> None:
     registry, work = Registry(tmp_path), Workdir(tmp_path / "work")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
-    settings.cache_clear()
+    read.cache_clear()
     try:
         registry.crown(world.root / "models")
         kept = bundle.load(keep(work)).digest
@@ -151,7 +154,7 @@ def test_without_an_answer_the_kept_champion_goes_on(
         with pytest.raises(UserError, match="does not give"):
             Follower(MODEL, tmp_path / "elsewhere", work).fetch_or_copy()
     finally:
-        settings.cache_clear()
+        read.cache_clear()
 
 
 @pytest.mark.fault("an error nobody foresaw while a new bundle is loaded", "logged and counted; the next look loads it")
@@ -190,15 +193,15 @@ def test_without_a_registry_or_a_champion_the_server_does_not_start(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
-    settings.cache_clear()
+    read.cache_clear()
     try:
         with pytest.raises(UserError, match="is in a registry and MLFLOW_TRACKING_URI is off"):
             Follower(MODEL, tmp_path / "served", Workdir(world.root))
     finally:
-        settings.cache_clear()
+        read.cache_clear()
     registry = Registry(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
-    command = [sys.executable, "-m", "salescast.cli", "serve", "--workdir", str(world.root), "--model", MODEL]
+    command = [sys.executable, "-m", "salescast.cli.app", "serve", "--workdir", str(world.root), "--model", MODEL]
     ports = ["--port", str(free_port()), "--grpc-port", str(free_port())]
     done = subprocess.run([*command, *ports], check=False, capture_output=True, text=True)
     assert done.returncode == 1

@@ -20,9 +20,9 @@ import httpx
 import pytest
 
 from salescast.config import Settings
-from salescast.forecaster import BusyError, Forecaster, Rate, UnavailableError
-from salescast.online import CHECKSUM, with_checksum
-from salescast.protocol import Query
+from salescast.feature_store.databases import CHECKSUM, with_checksum
+from salescast.serving.forecaster import BusyError, Forecaster, Rate, UnavailableError
+from salescast.serving.protocol_v1 import Query
 
 from .conftest import PREDICT, READY, Running, World, answers, wait
 

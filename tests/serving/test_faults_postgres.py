@@ -17,7 +17,7 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
-from salescast.online import CREATE, Postgres, open_database
+from salescast.feature_store.databases import CREATE, Postgres, open_database
 
 from .conftest import PREDICT, READY, Running, World, answers, wait
 

@@ -13,7 +13,7 @@ from kserve.model_repository import ModelRepository
 from kserve.protocol.grpc import grpc_predict_v2_pb2
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
-from salescast.server import Plane, RestServer
+from salescast.serving.server import Plane, RestServer
 
 from .conftest import READY, Running, World
 

@@ -10,9 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from salescast import cli, data, pipeline
-from salescast.config import Settings, TrainConfig, Workdir, settings, train_config, workdir_of_repo
+from salescast.cli import app
+from salescast.config import Settings, read, settings
+from salescast.data import dataset
 from salescast.errors import UserError
+from salescast.model.config import TrainConfig, train_config
+from salescast.pipeline import stages
+from salescast.workdir import Workdir, workdir_of_repo
 
 # A value of every training setting that is not its default, and how the environment gives it.
 CHOSEN: dict[str, tuple[str, Any]] = {
@@ -42,9 +46,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _fresh_settings():
-    settings.cache_clear()
+    read.cache_clear()
     yield
-    settings.cache_clear()
+    read.cache_clear()
 
 
 def test_the_published_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,14 +89,14 @@ def test_commands_and_the_clusters_job_use_the_settings(
 ) -> None:
     """What each of them asks of the pipeline, which stands still here."""
     asked: list[Any] = []
-    monkeypatch.setattr(pipeline, "features_stage", lambda work, raw, horizon: asked.append(horizon))
-    monkeypatch.setattr(pipeline, "train_stage", lambda work, config, *rest, **more: asked.append(config))
-    monkeypatch.setattr(pipeline, "backtest_stage", lambda *rest: None)
-    monkeypatch.setattr(pipeline, "register_stage", lambda *rest: None)
-    data.generate(tmp_path / "data", 1, 1, 120, 1)
+    monkeypatch.setattr(stages, "features_stage", lambda work, raw, horizon: asked.append(horizon))
+    monkeypatch.setattr(stages, "train_stage", lambda work, config, *rest, **more: asked.append(config))
+    monkeypatch.setattr(stages, "backtest_stage", lambda *rest: None)
+    monkeypatch.setattr(stages, "register_stage", lambda *rest: None)
+    dataset.generate(tmp_path / "data", 1, 1, 120, 1)
     monkeypatch.setenv("SALESCAST_WORKDIR", str(tmp_path))
     for command in ("features", "train"):
-        CliRunner().invoke(cli.app, [command])  # what they show of the result is not to be had here
+        CliRunner().invoke(app.app, [command])  # what they show of the result is not to be had here
     script = ROOT / "manifests" / "scripts" / "train_ddp.py"
     spec = importlib.util.spec_from_file_location("train_ddp", script)
     assert spec and spec.loader

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_asof import kernel
-from feast_asof.kernel import Codes, Side
+from feast_asof import asof
+from feast_asof.asof import Codes, Side
 
 SMALL = st.integers(-3, 3)
 
@@ -17,7 +17,7 @@ SMALL = st.integers(-3, 3)
 def test_last_at_most(values: list[int], asked: st.DataObject) -> None:
     starts = asked.draw(st.lists(st.integers(-1, len(values) - 1), max_size=20))
     limits = asked.draw(st.lists(st.integers(-1, 10), min_size=len(starts), max_size=len(starts)))
-    got = kernel.last_at_most(kernel.minima(np.array(values)), np.array(starts, int), np.array(limits, int))
+    got = asof.last_at_most(asof.minima(np.array(values)), np.array(starts, int), np.array(limits, int))
     want = [
         max((i for i in range(s + 1) if values[i] <= limit), default=-1)
         for s, limit in zip(starts, limits, strict=True)
@@ -29,7 +29,7 @@ def test_last_at_most(values: list[int], asked: st.DataObject) -> None:
 def limit(request: pytest.FixtureRequest) -> Iterator[int]:
     """Forces keys and timestamps to be renumbered, as they are when real ones overflow."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "LIMIT", request.param)
+        patch.setattr(asof, "LIMIT", request.param)
         yield request.param
 
 
@@ -46,10 +46,10 @@ def test_asof_and_latest(
 ) -> None:
     left = np.array(source, np.int64).reshape(-1, 4) * [1, 1, step, 40 * step]
     right = np.array(entity, np.int64).reshape(-1, 3) * [1, 1, step]
-    codes = [kernel.dense(Codes(left[:, i].copy(), right[:, i].copy(), 7)) for i in range(2)]
-    keys = kernel.combine(codes, len(left), len(right))
+    codes = [asof.dense(Codes(left[:, i].copy(), right[:, i].copy(), 7)) for i in range(2)]
+    keys = asof.combine(codes, len(left), len(right))
     side = Side(left[:, 2].copy(), left[:, 3].copy())
-    got = kernel.asof(keys, side, right[:, 2].copy(), ttl * step, known_at)
+    got = asof.asof(keys, side, right[:, 2].copy(), ttl * step, known_at)
     for (a, b, now), chosen in zip(right.tolist(), got.tolist(), strict=True):
         valid = [
             (time, created, i)
@@ -61,10 +61,10 @@ def test_asof_and_latest(
         ]
         assert chosen == max(valid, default=(0, 0, -1))[2]
     newest = {(x, y): i for _, _, i, x, y in sorted((t, c, i, x, y) for i, (x, y, t, c) in enumerate(left.tolist()))}
-    assert kernel.latest(keys, side).tolist() == sorted(newest.values())
+    assert asof.latest(keys, side).tolist() == sorted(newest.values())
 
 
 def test_extreme_instants_do_not_wrap() -> None:
     far = np.array([-(2**62), 0, 2**62], np.int64)
     keys = Codes(np.zeros(3, np.int64), np.zeros(3, np.int64), 1)
-    assert kernel.asof(keys, Side(far), far, 0, False).tolist() == [0, 1, 2]
+    assert asof.asof(keys, Side(far), far, 0, False).tolist() == [0, 1, 2]

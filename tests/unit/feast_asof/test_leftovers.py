@@ -15,8 +15,7 @@ import pytest
 from feast import Entity
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 
-from feast_asof import ray as engine
-from feast_asof import replace, write
+from feast_asof import ray_engine, replace, write
 
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
 TABLE = pa.table({"id": [1], "ts": pa.array([NOON], pa.timestamp("us", "UTC")), "f": [7]})
@@ -69,8 +68,8 @@ def test_a_rename_that_fails_loses_nothing(
 
 KILLED = """
 import os, pathlib, signal, sys
-from feast_asof import replace, write
-from salescast.files import replace_dir
+from feast_asof import replace; from feast_asof import write
+from salescast.runtime.atomic_files import replace_dir
 replace.exchange = lambda *_: False
 renames, rename = [], pathlib.Path.rename
 def dies(path, to):
@@ -215,7 +214,7 @@ def test_a_failed_retrieval_leaves_nothing_although_tasks_still_run(cluster: str
     begun = str(tmp_path / "begun")
     storage = tmp_path / "storage"
     with pytest.raises(AsofError, match="no"), write.scratch(storage) as folder:
-        engine.run([(slow, (str(folder), begun)), (broken, (begun,))], "both")
+        ray_engine.run([(slow, (str(folder), begun)), (broken, (begun,))], "both")
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert Path(begun).exists()
     assert not list(storage.iterdir())

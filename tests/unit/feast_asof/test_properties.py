@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_asof import entity as entities
-from feast_asof import local
+from feast_asof import entity_frame, local_engine
 from feast_asof.join import Feature, View
 
 KEYS: dict[str, tuple[list[Any], list[pa.DataType]]] = {
@@ -152,17 +151,17 @@ def check(case: dict[str, Any], result: pa.Table, table: pa.Table, oracle: Calla
 
 
 def run(
-    case: dict[str, Any], engine: Any, options: local.Settings, oracle: Callable[..., list[dict[str, Any]]]
+    case: dict[str, Any], engine: Any, options: local_engine.Settings, oracle: Callable[..., list[dict[str, Any]]]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         table, views = build(case, Path(folder))
         order = [feature.name for view in views for feature in view.features]
-        frame = entities.read(table)
-        entities.check(frame.schema, frame.timestamp, views)
+        frame = entity_frame.read(table)
+        entity_frame.check(frame.schema, frame.timestamp, views)
         check(case, engine.Historical(options, frame, views, order).table(), table, oracle)
         path = Path(folder) / "entities.parquet"
         pq.write_table(table, path, row_group_size=3)
-        written = engine.Historical(options, entities.read(path), views, order).parts(Path(folder) / "out", None)
+        written = engine.Historical(options, entity_frame.read(path), views, order).parts(Path(folder) / "out", None)
         read = pa.concat_tables([pq.read_table(part) for part in written])
         check(case, read, pq.read_table(path), oracle)
 
@@ -170,20 +169,20 @@ def run(
 @settings(max_examples=150, deadline=None)
 @given(case=cases())
 def test_local_equals_the_oracle(case: dict[str, Any], oracle: Callable[..., list[dict[str, Any]]]) -> None:
-    run(case, local, local.Settings(), oracle)
+    run(case, local_engine, local_engine.Settings(), oracle)
 
 
 @pytest.mark.parametrize("plan", ["range by range", "through buckets"])
 def test_ray_equals_the_oracle(plan: str, cluster: str, oracle: Callable[..., list[dict[str, Any]]]) -> None:
-    from feast_asof import partition, ray
+    from feast_asof import partition, ray_engine
 
     @settings(max_examples=12, deadline=None)
     @given(case=cases(), rows=st.integers(1, 9))
     def examples(case: dict[str, Any], rows: int) -> None:
         with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as storage:
             patch.setattr(partition, "part_rows", lambda *_: rows)
-            patch.setattr(ray, "SMALL", 10**6 if plan == "range by range" else -1)
-            patch.setattr(ray, "SPREAD", 4 if plan == "range by range" else -1)
-            run(case, ray, local.Settings(cluster, Path(storage)), oracle)
+            patch.setattr(ray_engine, "SMALL", 10**6 if plan == "range by range" else -1)
+            patch.setattr(ray_engine, "SPREAD", 4 if plan == "range by range" else -1)
+            run(case, ray_engine, local_engine.Settings(cluster, Path(storage)), oracle)
 
     examples()

@@ -17,9 +17,7 @@ import pytest
 from feast import Entity, Field
 from feast.types import Int64
 
-from feast_asof import entity as entities
-from feast_asof import join, local, partition, snapshot
-from feast_asof import ray as engine
+from feast_asof import entity_frame, join, local_engine, partition, ray_engine, snapshot
 from feast_asof.errors import AsofError, SourceChangedError
 from feast_asof.join import Feature, View
 from feast_asof.source import Source
@@ -95,10 +93,10 @@ class Disturbed:
 
 
 @pytest.fixture
-def views(tmp_path: Path) -> Callable[..., local.Historical]:
+def views(tmp_path: Path) -> Callable[..., local_engine.Historical]:
     """Joins of a file, or a folder with one file, as one or several views."""
 
-    def make(folder: bool = False, count: int = 1, frame: Any = FRAME) -> local.Historical:
+    def make(folder: bool = False, count: int = 1, frame: Any = FRAME) -> local_engine.Historical:
         (tmp_path / "source").mkdir()
         save(tmp_path / "source" / "0.parquet", 0)
         path = tmp_path / "source" if folder else tmp_path / "source" / "0.parquet"
@@ -107,7 +105,7 @@ def views(tmp_path: Path) -> Callable[..., local.Historical]:
             features = tuple(Feature(name, f"{name}{number or ''}", pa.int64()) for name in FEATURES)
             found.append(View(f"v{number}", str(path), None, (("id", "id"),), "ts", None, features, 0, False))
         order = [feature.name for view in found for feature in view.features]
-        return local.Historical(local.Settings(), entities.read(frame), found, order)
+        return local_engine.Historical(local_engine.Settings(), entity_frame.read(frame), found, order)
 
     return make
 
@@ -141,10 +139,10 @@ def test_entities_come_from_the_state_that_features_come_from(
 ) -> None:
     job = views()
     path = tmp_path / "source" / "0.parquet"
-    frame = local.entities_between(job.views, NOON, NOON)
+    frame = local_engine.entities_between(job.views, NOON, NOON)
     pq.write_table(state(0).slice(0, 10), path)
     Disturbed(monkeypatch, lambda n: replaced(path, n), 1)
-    table = local.Historical(job.settings, frame, job.views, job.order).table()
+    table = local_engine.Historical(job.settings, frame, job.views, job.order).table()
     assert table.num_rows == 10
     assert seen(table) == 0
 
@@ -185,8 +183,8 @@ def test_workers_of_one_retrieval_read_one_state(
     monkeypatch.setattr(partition, "part_rows", lambda *_: 250)
     if plan == "through buckets":
         monkeypatch.setattr(partition, "PART_BYTES", 10_000)
-        monkeypatch.setattr(engine, "SMALL", -1)
-        monkeypatch.setattr(engine, "SPREAD", -1)
+        monkeypatch.setattr(ray_engine, "SMALL", -1)
+        monkeypatch.setattr(ray_engine, "SPREAD", -1)
     path, changed = tmp_path / "source" / "0.parquet", itertools.count(1)
 
     def halting(run: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
@@ -198,11 +196,11 @@ def test_workers_of_one_retrieval_read_one_state(
 
         return halted
 
-    monkeypatch.setattr(engine, "run", halting(engine.run))
-    monkeypatch.setattr(engine, "run_tables", halting(engine.run_tables))
+    monkeypatch.setattr(ray_engine, "run", halting(ray_engine.run))
+    monkeypatch.setattr(ray_engine, "run_tables", halting(ray_engine.run_tables))
     job = views(folder=change == "rotated")
     storage = tmp_path / "storage"
-    job = engine.Historical(local.Settings(cluster, storage), job.entity, job.views, job.order)
+    job = ray_engine.Historical(local_engine.Settings(cluster, storage), job.entity, job.views, job.order)
     table = pq.read_table(job.parts(tmp_path / "out", None)) if to_files else job.table()
     assert table["id"].equals(FRAME["id"])
     assert seen(table) == 1
@@ -279,6 +277,6 @@ def test_a_wide_file_costs_little_more_than_reading_it(
     features = tuple(Feature(f"f{number}", f"f{number}", pa.int64()) for number in range(300))
     view = View(**vars(job.views[0]) | {"features": features})
     disturbed = Disturbed(monkeypatch, lambda _: None, 0, 0)
-    table = local.Historical(job.settings, job.entity, [view], [feature.name for feature in features]).table()
+    table = local_engine.Historical(job.settings, job.entity, [view], [feature.name for feature in features]).table()
     assert seen(table, [feature.name for feature in features]) == 0
     assert next(disturbed.reads) < 20

@@ -1,0 +1,211 @@
+"""The Feast repository of a workdir: apply the declarations, materialize the upcoming week."""
+
+import contextlib
+import io
+import logging
+import shutil
+import sqlite3
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from salescast import schema
+from salescast.config import settings
+from salescast.data import dataset
+from salescast.errors import UserError
+from salescast.runtime import code_digest, parquet
+from salescast.runtime.atomic_files import replace_file
+from salescast.workdir import Workdir
+
+if TYPE_CHECKING:
+    from feast import FeatureStore, Field
+
+
+logger = logging.getLogger(__name__)
+
+VIEWS = (schema.SALES_VIEW, schema.STORE_VIEW, schema.SEASONAL_VIEW)
+
+
+def feast_fields(columns: Mapping[str, pl.DataType]) -> "list[Field]":
+    """Feast's declaration of a view's columns. Raises KeyError for a type that no view has."""
+    from feast import Field
+    from feast.types import Array, Float32, Int32, Int64, String
+
+    types = {
+        pl.Float32(): Float32,
+        pl.Int32(): Int32,
+        pl.Int64(): Int64,
+        pl.String(): String,
+        pl.List(pl.Float32()): Array(Float32),
+    }
+    return [Field(name=name, dtype=types[dtype]) for name, dtype in columns.items()]
+
+
+def planned_schema(folder: Path) -> dict[str, pl.DataType]:
+    """The columns of inputs planned ahead: they differ by dataset and follow the fixed ones of the seasonal view."""
+    return schema.planned_columns(pl.read_parquet_schema(folder / f"{schema.SEASONAL_VIEW}.parquet"))
+
+
+def install_repo(workdir: Workdir) -> Path:
+    """Copy the feature repo's declarations into the workdir, where Feast finds them beside their data."""
+    source, target = settings().feature_repo, workdir.feature_repo
+    if not (source / "features.py").is_file():
+        raise UserError(f"no feature repo at {source}; set SALESCAST_FEATURE_REPO to the folder with features.py")
+    for name in ("features.py", "feature_store.yaml", "feature_store_ray.yaml"):
+        with replace_file(target / name) as temporary:
+            shutil.copyfile(source / name, temporary)
+    return target
+
+
+def _config(repo: Path, name: str | None = None):  # type: ignore[no-untyped-def]  # Feast's RepoConfig is untyped
+    from feast.repo_config import load_repo_config
+
+    yaml = repo / (name or settings().feature_store_yaml)
+    if not yaml.is_file():
+        raise UserError(f"no {yaml}; run `salescast apply` first or correct SALESCAST_FEATURE_STORE_YAML")
+    config = load_repo_config(repo, yaml)
+    # Feast resolves the online store's path against the repo, but a SQLite registry's against the process's folder.
+    prefix, _, path = config.registry.path.partition("sqlite:///")
+    if not prefix and not Path(path).is_absolute():
+        config.registry.path = f"sqlite:///{repo.resolve() / path}"
+    return config
+
+
+def open_store(workdir: Workdir, yaml: str | None = None) -> "FeatureStore":
+    """The workdir's feature store; `yaml` names another feature_store.yaml than the settings do.
+
+    Raises UserError when `apply` has not been run.
+    """
+    from feast import FeatureStore
+
+    return FeatureStore(config=_config(workdir.feature_repo, yaml))
+
+
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
+    """Errors of the registry, the online store and Ray, each as one line; none of them tells a password."""
+    import psycopg
+    import sqlalchemy.exc
+
+    from feast_asof.errors import AsofError
+
+    kinds: tuple[type[Exception], ...] = (
+        sqlalchemy.exc.SQLAlchemyError,
+        psycopg.Error,
+        sqlite3.Error,
+        UnicodeDecodeError,
+        AsofError,
+    )
+    if "ray" in sys.modules:
+        from ray.exceptions import RayError
+
+        kinds += (RayError, ConnectionError)
+    try:
+        yield
+    except kinds as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"the feature store does not answer or is damaged: {reason}; mend it (a damaged SQLite file: remove it), "
+            "then `salescast apply` and `salescast materialize` make its content again"
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Feast prints what it does; that belongs into the log."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        yield
+    for line in out.getvalue().splitlines():
+        logger.debug("feast: %s", line)
+
+
+def apply(workdir: Workdir, yaml: str | None = None) -> None:
+    """Register entities, views and services, as `feast apply` in the workdir's feature repo would.
+
+    `yaml`: as for `open_store`. Raises UserError for feature files that cannot be used.
+    """
+    from feast.repo_operations import apply_total
+
+    feature_digests(workdir)
+    repo = install_repo(workdir).resolve()
+    config = _config(repo, yaml)
+    sys.modules.pop("features", None)  # an earlier workdir's declarations
+    sys.path.insert(0, str(repo))
+    try:
+        with contextlib.chdir(repo), quiet(), store_errors():
+            apply_total(config, repo, skip_source_validation=False)
+    finally:
+        sys.path.remove(str(repo))
+
+
+def materialize(workdir: Workdir) -> int:
+    """Bring the newest row of every series, the upcoming week, into the online store; returns the number of series.
+
+    Afterwards the store holds these rows and no others: series that have left the data are no longer served. Readers
+    see all rows before or all rows after. Raises UserError for feature files that cannot be used.
+    """
+    feature_digests(workdir)
+    newest = pl.scan_parquet(workdir.data / f"{schema.SALES_VIEW}.parquet").select(
+        first=pl.col(schema.TIMESTAMP).min(),
+        last=pl.col(schema.TIMESTAMP).max(),
+        series=pl.struct(schema.KEYS).n_unique(),
+    )
+    first, last, series = newest.collect().row(0)
+    from salescast.feature_store.online_store import RowOnlineStore
+
+    _tell_of_history(workdir, last)
+    with quiet(), store_errors():
+        store = open_store(workdir)
+        online = store._get_provider().online_store
+        # Feast's own stores, to which benchmarks compare, cannot do this.
+        whole = (
+            online.replacing(store.config, VIEWS) if isinstance(online, RowOnlineStore) else contextlib.nullcontext()
+        )
+        with whole:
+            store.materialize(first - timedelta(days=1), last + timedelta(days=1))
+    return int(series)
+
+
+def _tell_of_history(workdir: Workdir, upcoming: datetime) -> None:
+    """Warn of features that the server will refuse as too old."""
+    age, allowed = (datetime.now(UTC) - upcoming) / timedelta(days=1), settings().max_feature_age_days
+    if age > allowed and not dataset.is_generated(workdir.data):
+        logger.warning(
+            "the upcoming week of this data, %s, is %.0f days ago; the server refuses features older than %g days. "
+            "Import newer sales, or set SALESCAST_MAX_FEATURE_AGE_DAYS=inf for the server to serve history",
+            upcoming.date(), age, allowed,
+        )  # fmt: skip
+
+
+def view_files(workdir: Workdir) -> list[Path]:
+    """The Parquet files of the views, in the order of VIEWS."""
+    return [workdir.data / f"{view}.parquet" for view in VIEWS]
+
+
+def feature_digests(workdir: Workdir) -> dict[str, str]:
+    """Digests of the feature files by name.
+
+    Raises UserError unless they are all there and as one build of this code left them: the views of two builds do not
+    belong together, a damaged file is not to be learned or forecast from, and other code means other features.
+    """
+    missing = [str(path) for path in view_files(workdir) if not path.is_file()]
+    if missing:
+        raise UserError(f"feature files {missing} are missing; run `salescast features` first")
+    digests = parquet.sealed(view_files(workdir), workdir.data / parquet.LISTING)
+    if digests is None:
+        raise UserError(
+            f"the feature files in {workdir.data} are not those of one finished build: it was interrupted, or a file "
+            "was changed or damaged; run `salescast features` again"
+        )
+    made_by, code = parquet.made_by(workdir.data / parquet.LISTING), code_digest.digest(code_digest.FEATURES)
+    if made_by != code:
+        raise UserError(
+            f"the feature files in {workdir.data} were made by other code or libraries (digest {made_by!s:.12}, now "
+            f"{code:.12}); run `salescast features` again"
+        )
+    return digests

@@ -1,0 +1,40 @@
+"""Columns of retrieved frames as arrays."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from salescast.errors import UserError
+from salescast.schema import KEY_TYPES, STORE_FEATURES, TIMESTAMP
+
+Array = NDArray[np.floating[Any]]  # float64, or float32 where it is [n, H] and there are many
+# Features of n rows by name, NaN = missing: numbers float64 [n], lists float32 [n, width] (width 0: all are missing),
+# the week datetime64 [n]; categories are Arrow arrays, null = missing.
+Columns = Mapping[str, Any]
+CATEGORIES: Final = {**KEY_TYPES, "store_type": STORE_FEATURES["store_type"], "region": STORE_FEATURES["region"]}
+
+
+def columns(frame: pl.DataFrame) -> Columns:
+    """The columns of a retrieved frame. Raises UserError where the lists of one column differ in length."""
+    return {series.name: _column(series) for series in frame.get_columns()}
+
+
+def _column(series: pl.Series) -> Any:
+    if series.name in CATEGORIES:
+        return series.cast(CATEGORIES[series.name]).to_arrow()
+    if series.name == TIMESTAMP:
+        return series.to_numpy()
+    if not isinstance(series.dtype, pl.List):
+        return series.to_numpy().astype(np.float64)
+    values = series.to_arrow()
+    known = values.is_valid().to_numpy(zero_copy_only=False)
+    lengths = np.unique(np.diff(values.offsets.to_numpy())[known])
+    if len(lengths) > 1:
+        raise UserError(f"feature {series.name} holds lists of {lengths} weeks; build the features again")
+    width = int(lengths[0]) if len(lengths) else 0
+    out = np.full((len(values), width), np.nan, dtype=np.float32)
+    out[known] = values.flatten().to_numpy(zero_copy_only=False).reshape(int(known.sum()), width)
+    return out

@@ -1,0 +1,283 @@
+"""The seasonal view: primitives that the seasonal forecasts are made of, known before the week of their row.
+
+`prepare` reads the whole dataset once: dense histories, department and store sums, low-rank reconstructions for every
+base week. `rows` turns the series of some stores into rows, so that the table itself never has to fit into memory.
+Everything is linear in the number of series.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from salescast.errors import UserError
+from salescast.features.history import (
+    TRACK,
+    Denoised,
+    Floats,
+    Ints,
+    denoise,
+    mean,
+    paired,
+    pooled,
+    ratio,
+    running,
+    window,
+    window_deviation,
+    window_mean,
+)
+from salescast.features.planned import Layers, effects, layers, usual_open_days
+from salescast.schema import KEYS, LABEL, SEASON, SEASONAL_FEATURES, TIMESTAMP, TIMESTAMP_TYPE, WINDOWS
+
+if TYPE_CHECKING:
+    from salescast.data.dataset import Chunk, Raw
+
+
+# What compares years is null until last year's weeks before the target are known, too: from fewer it is mostly noise.
+LEAD_IN = 4  # weeks
+THIS_YEAR = ("scale", "deviation", "market_level", "recent", "level", "denoise_error")
+GROWTH_WINDOW = 13  # weeks that last year is compared with the year before it
+EFFECT_WINDOW = 13  # weeks that a planned input is compared with
+WEEK = np.timedelta64(7, "D")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """All series of a dataset: n series, T weeks, base weeks 0..T (T = the upcoming one)."""
+
+    series: pl.DataFrame  # keys and row, in key order
+    first_week: np.datetime64
+    horizon: int
+    sales: Floats  # [n, T], per open day if there are opening days, NaN = not observed or closed
+    begins: Ints  # [n]: the first observed week
+    dept: Ints  # [n]: group of the series
+    store: Ints
+    dept_sales: Floats  # [departments, T]
+    store_sales: Floats
+    growth: dict[str, tuple[Floats, Floats]]  # own, dept, store, total -> paired sales of both years
+    denoised: Denoised
+    plan: Layers | None
+    effect: Floats | None  # [T + 1, planned inputs]
+    open_days: int | None  # place of the opening days among the planned inputs
+    usual: Floats | None  # [n, T + 1]: the usual open days, which count where a week's are not known
+
+
+def prepare(
+    sales: pl.DataFrame, plan: pl.DataFrame | None = None, horizon: int = 8, open_days: str | None = None
+) -> Panel:
+    """Everything pooled over series, from `sales` (RAW_SALES) and `plan` (keys, week, known_at, planned inputs).
+
+    `open_days` names the planned input that counts a week's opening days. Raises UserError for no sales and for a
+    horizon out of 1..52.
+    """
+    if not 1 <= horizon <= SEASON:
+        raise UserError(f"the horizon must be 1 to {SEASON} weeks, got {horizon}; give another one")
+    if sales.is_empty():
+        raise UserError("there are no sales to make features of; generate or import data first")
+    series = sales.select(KEYS).unique().sort(KEYS).with_row_index("row")
+    first = sales["week"].to_numpy().min().astype("datetime64[D]")
+    place = sales.join(series, on=KEYS, how="left", maintain_order="left")
+    week = (sales["week"].to_numpy().astype("datetime64[D]") - first) // WEEK
+    matrix = np.full((series.height, int(week.max()) + 1), np.nan)
+    matrix[place["row"].to_numpy(), week] = sales[LABEL].to_numpy()
+    begins = np.argmax(np.isfinite(matrix), axis=1)
+    found, effect, at, usual = None, None, None, None
+    if plan is not None:
+        names = tuple(name for name in plan.columns if name not in (*KEYS, "week", "known_at"))
+        found = layers(plan, names, series, first, matrix.shape[1] + horizon)
+        history = found.history(matrix.shape[1])
+        if open_days is not None:
+            at = names.index(open_days)
+            usual = usual_open_days(history[at])
+            days = history[at] = np.where(np.isfinite(history[at]), history[at], usual[:, :-1])
+            matrix = np.where(days > 0, ratio(matrix, days), np.nan)
+        effect = effects(history, matrix)
+        if at is not None:
+            effect[:, at] = 0.0  # sales are per open day already
+    dept, store = (series[key].rank("dense").cast(pl.Int64).to_numpy() - 1 for key in ("dept_id", "store_id"))
+    now, ago = paired(matrix)
+    total = np.zeros_like(dept)
+    return Panel(
+        series=series,
+        first_week=first,
+        horizon=horizon,
+        sales=matrix,
+        begins=begins,
+        dept=dept,
+        store=store,
+        dept_sales=pooled(matrix, dept),
+        store_sales=pooled(matrix, store),
+        growth={"": (now, ago)}
+        | {
+            name: (pooled(now, groups), pooled(ago, groups))
+            for name, groups in (("dept_", dept), ("store_", store), ("total_", total))
+        },
+        denoised=denoise(matrix, dept, horizon),
+        plan=found,
+        effect=effect,
+        open_days=at,
+        usual=usual,
+    )
+
+
+def seasonal_features(
+    sales: pl.DataFrame, plan: pl.DataFrame | None = None, horizon: int = 8, open_days: str | None = None
+) -> pl.DataFrame:
+    """Keys, event_timestamp, SEASONAL_FEATURES and the planned columns on the full weekly grid of every series."""
+    panel = prepare(sales, plan, horizon, open_days)
+    return rows(panel, np.arange(panel.series.height))
+
+
+def view(raw: "Raw", horizon: int) -> "Callable[[Chunk], pl.DataFrame]":
+    """For `features.build`: the whole dataset once, then the rows of some stores at a time."""
+    plan = None if raw.plan is None else raw.plan.collect()
+    panel = prepare(raw.sales.collect(), plan, horizon, raw.meta.open_days)
+
+    def chunk_rows(chunk: "Chunk") -> pl.DataFrame:
+        wanted = panel.series.join(chunk.sales.select(KEYS).unique(), on=KEYS, how="semi", maintain_order="left")
+        return rows(panel, wanted["row"].to_numpy().astype(np.int64))
+
+    return chunk_rows
+
+
+def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
+    """The rows of the chosen series (sorted), from the first observed week of each to the upcoming one."""
+    weeks, horizon = panel.sales.shape[1], panel.horizon
+    lengths = weeks + 1 - panel.begins[chosen]
+    local = np.repeat(np.arange(len(chosen)), lengths)
+    base = np.arange(len(local)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + panel.begins[chosen][local]
+    row = chosen[local]
+    ahead = base[:, None] + np.arange(horizon)
+    around = base[:, None] - SEASON + np.arange(-1, horizon + 1)
+    year_before, a_year_ago = around - SEASON, np.maximum(base - SEASON, 0)
+    around[around >= base[:, None]] = -1  # with a horizon of a whole season: the base week itself, which is not known
+    sales, dept, store = panel.sales[chosen], panel.dept[row], panel.store[row]
+    columns: dict[str, Floats] = {
+        "scale": window_mean(np.abs(sales), SEASON)[local, base],
+        "deviation": window_deviation(sales, SEASON)[local, base],
+        "market_level": _market(panel)[base],
+        "recent": _at(sales, local, base[:, None] - np.arange(1, 5)),
+        "level": _windows(sales, local, base),
+        "last_year": _at(sales, local, around),
+        "denoised_last_year": panel.denoised.around[row, base],
+        "denoised_year_before": np.where(
+            base[:, None] >= SEASON, panel.denoised.around[row, a_year_ago], np.float32(np.nan)
+        ),
+        "denoise_error": panel.denoised.error[row, base],
+        "dept_last_year": _at(panel.dept_sales, dept, around),
+        "dept_year_before": _at(panel.dept_sales, dept, year_before),
+        "dept_before": _windows(panel.dept_sales, dept, base - SEASON),
+        "store_last_year": _at(panel.store_sales, store, around),
+        "store_year_before": _at(panel.store_sales, store, year_before),
+        "store_before": _windows(panel.store_sales, store, base - SEASON),
+    }
+    groups = {"": local, "dept_": dept, "store_": store, "total_": np.zeros_like(row)}
+    whole = base >= 2 * SEASON + GROWTH_WINDOW
+    for name, group in groups.items():
+        for year, pairs in zip(("now", "ago"), panel.growth[name], strict=True):
+            values = pairs[chosen] if name == "" else pairs
+            columns[f"{name}growth_{year}"] = _windows(values, group, base)
+            before = window_mean(values, GROWTH_WINDOW)[group, a_year_ago]
+            columns[f"{name}growth_before_{year}"] = np.where(whole, before, np.nan)
+    columns |= _naive_errors(panel, row, base, columns)
+    for name, values in columns.items():
+        if name not in THIS_YEAR:
+            values[base < SEASON + LEAD_IN] = np.nan
+    table = {name: columns[name] for name in SEASONAL_FEATURES} | _planned_columns(panel, row, base, ahead)
+    timestamp = (panel.first_week + base * WEEK).astype("datetime64[us]")
+    keys = panel.series[row].select(KEYS)
+    return keys.with_columns(
+        pl.Series(TIMESTAMP, timestamp).dt.replace_time_zone("UTC").cast(TIMESTAMP_TYPE),
+        *(_series(name, values) for name, values in table.items()),
+    )
+
+
+def _series(name: str, values: NDArray[np.floating]) -> pl.Series:
+    """Float32 for [m], List(Float32) for [m, K]; NaN becomes null."""
+    narrow = np.ascontiguousarray(values, dtype=np.float32)
+    flat = pa.array(narrow.ravel(), mask=~np.isfinite(narrow).ravel())
+    if narrow.ndim == 2:
+        offsets = np.arange(len(narrow) + 1, dtype=np.int64) * narrow.shape[1]
+        flat = pa.LargeListArray.from_arrays(pa.array(offsets), flat)
+    return pl.Series(name, flat)
+
+
+def _at(values: Floats, row: Ints, week: Ints) -> Floats:
+    """values[row, week] for week [m, K]; NaN outside the history."""
+    inside = (week >= 0) & (week < values.shape[1])
+    return np.where(inside, values[row[:, None], np.where(inside, week, 0)], np.nan)
+
+
+def _windows(values: Floats, row: Ints, base: Ints) -> Floats:
+    """Mean of the observed weeks before each base week, [m, WINDOWS]; NaN where none, or before the first week."""
+    inside = np.maximum(base, 0)
+    return np.stack([window_mean(values, weeks)[row, inside] for weeks in WINDOWS], axis=1)
+
+
+def _market(panel: Panel) -> Floats:
+    """[T + 1]: mean |y| over all series and the last 52 weeks."""
+    seen = np.isfinite(panel.sales)
+    sums = (np.where(seen, part, 0.0).sum(axis=0, keepdims=True) for part in (np.abs(panel.sales), np.ones(seen.shape)))
+    return np.asarray(ratio(*(window(running(part), SEASON) for part in sums))[0])
+
+
+def _naive_errors(panel: Panel, row: Ints, base: Ints, columns: dict[str, Floats]) -> dict[str, Floats]:
+    """How far 13-week growth times last year's reconstruction was off in the last weeks."""
+    place = WINDOWS.index(EFFECT_WINDOW)
+    growth = ratio(columns["growth_now"][:, place], columns["growth_ago"][:, place])
+    growth = np.where(growth > 0, np.clip(growth, 0.3, 3.0), 1.0)
+    actual = _at(panel.sales, row, base[:, None] - np.arange(TRACK, 0, -1))
+    error = actual - panel.denoised.before[row, base] * growth[:, None]
+    return {"naive_error": mean(np.abs(error)), "naive_bias": mean(error[:, -4:])}
+
+
+def _plan_at(panel: Panel, plan: Layers, row: Ints, base: Ints, week: Ints) -> Floats:
+    """What base weeks know of the plan of weeks [m, K], [P, m, K]; opening days that they do not know are the usual.
+
+    A store whose known opening days of the last weeks were all 0 is taken to stay closed.
+    """
+    values = plan.at(row, base, week)
+    if panel.open_days is not None and panel.usual is not None:
+        past = base[:, None] - np.arange(EFFECT_WINDOW, 0, -1)
+        shut = np.fmax.reduce(plan.at(row, base, past)[panel.open_days], axis=1) == 0
+        usual = np.where(shut[:, None] & (week >= base[:, None]), 0.0, panel.usual[row, base][:, None])
+        unknown = (week >= 0) & (week < panel.sales.shape[1] + panel.horizon) & np.isnan(values[panel.open_days])
+        values[panel.open_days] = np.where(unknown, usual, values[panel.open_days])
+    return values
+
+
+def _planned_columns(panel: Panel, row: Ints, base: Ints, ahead: Ints) -> dict[str, Floats]:
+    """What each base week knows of the planned inputs, over the horizon, last year and in the recent weeks.
+
+    `planned__effect`: log of how much the plan lifts last year's seasonal pattern, by the estimated effects;
+    `planned__effect_before`: how much last year's plan lifted the pattern of the year before it;
+    `planned__level_effect`: the same for the level of the last 13 weeks; `planned__open_days`: opening days.
+    """
+    if panel.plan is None or panel.effect is None:
+        return {}
+    past = base[:, None] - np.arange(EFFECT_WINDOW, 0, -1)
+    target, before, twice = (_plan_at(panel, panel.plan, row, base, ahead - years * SEASON) for years in range(3))
+    usual, *earlier = (
+        mean(_plan_at(panel, panel.plan, row, base, past - years * SEASON))[:, :, None] for years in range(3)
+    )  # [P, m, 1]
+    effect = panel.effect[base].T[:, :, None]
+    year = np.nan_to_num(target - before) - np.nan_to_num(usual - earlier[0])
+    last_year = np.nan_to_num(before - twice) - np.nan_to_num(earlier[0] - earlier[1])
+    out = {
+        "planned__effect": (effect * year).sum(axis=0),
+        "planned__effect_before": (effect * last_year).sum(axis=0),
+        "planned__level_effect": (effect * np.nan_to_num(target - usual)).sum(axis=0),
+    }
+    if panel.open_days is not None:
+        out["planned__open_days"] = target[panel.open_days]
+    for i, name in enumerate(panel.plan.names):
+        out |= {
+            f"planned_{name}": target[i],
+            f"planned_{name}_last_year": before[i],
+            f"planned_{name}_recent": usual[i, :, 0],
+        }
+    return out

@@ -1,0 +1,321 @@
+"""Inputs of the seasonal service: ratios to a seasonal anchor, from the primitives of `seasonal_features`.
+
+The recipe, with what each part is worth on real data: docs/LOG.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from salescast.features.columns import Array, Columns
+from salescast.features.history import mean
+from salescast.model.arrays import (
+    LEVEL,
+    PROFILE,
+    SEASONAL,
+    WEEK,
+    Prepared,
+    first_known,
+    horizon_inputs,
+    lists,
+    per_week,
+    positive,
+)
+from salescast.retail_calendar import HEADLINE_EVENTS, Calendar, easter_offset, holidays_in_week, month_start_days
+from salescast.schema import SEASON, WINDOWS
+
+GROWTH_BOUNDS = (0.3, 3.0)
+DAMPING = 0.8  # of growth
+SEASONAL_SHARE = 0.6  # of last year's reconstruction in the anchor; the rest is level times department profile
+PROFILE_BOUNDS = (0.0, 20.0)
+CANDIDATE_BOUND = 3.0  # units
+SMALLEST = 1e-4  # of the market's level: the least scale of a series
+CLOSED = 1e-30  # unit of a week without opening days, whose forecast is 0
+ANCHOR_WINDOWS = (4, 8, 13, 26)  # weeks; the anchor is their mean: none of them is best everywhere
+BEFORE = "before:"  # prefix of what is known of the year before last year
+EASTER_WEEKS = (-2, -1, 0, 1)  # weeks since Easter's that have an input of their own: shops feel the ones before it
+PLACE = {weeks: i for i, weeks in enumerate(WINDOWS)}
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What anchor and inputs share. [n] or [n, H]."""
+
+    scale: Array
+    growth: dict[int, Array]
+    level: dict[int, Array]
+    profile: dict[int, Array]
+    store_profile: Array
+    year: Array  # last year's sales on the same dates
+    around: tuple[Array, Array, Array]  # last year's sales in weeks t-53, t-52, t-51
+    smooth: Array  # last year's reconstruction on the same dates
+    smooth_week: Array  # ... in week t-52
+    lift: Array  # effect of the plan on the seasonal pattern, 1 = none
+    level_lift: Array
+
+
+def build(rows: Columns, weeks: NDArray[np.datetime64], calendar: Calendar) -> Prepared:
+    """anchor = 0.6 * last year's reconstruction * damped growth + 0.4 * recent level * department profile.
+
+    Wherever last year's sales are used, they are the mean of last year's and, at last year's level, the year before's.
+    """
+    horizon = weeks.shape[1]
+    shifts = per_week(weeks, _shifts, calendar)
+    parts = _parts(rows, horizon, *(shifts[name].astype(np.float32) for name in ("last_year", "year_before")))
+    anchor, fallback = _anchor(parts)
+    unit = positive((np.abs(anchor) + parts.scale[:, None]) / 2)
+    step = _candidates(rows, parts, anchor, unit) | _step_inputs(rows, parts, anchor, horizon)
+    step |= horizon_inputs(weeks.shape) | _planned_inputs(rows, horizon)
+    known = np.isfinite(_around(rows, "denoised_year_before", horizon)[1] * _catch_up(rows, ""))
+    step |= _averaged(per_week(weeks, _week_inputs, calendar), known)
+    days = lists(rows, "planned__open_days", horizon) if "planned__open_days" in rows else np.float32(1.0)
+    return Prepared(_base_inputs(rows, parts), step, anchor * days, np.maximum(unit * days, CLOSED), fallback)
+
+
+def date_shift(weeks: NDArray[np.datetime64], calendar: Calendar) -> NDArray[np.float64]:
+    """How much of the week 53 (below zero: 51) weeks earlier belongs to the same dates of last year, [..].
+
+    52 weeks are 364 days, a day or two short of a year: the week's dates began that much earlier last year, 1/7 or
+    2/7 of it. Weeks of holidays bound to a weekday follow that, not the date: 0 where the week or the one before it
+    holds a holiday that was exactly 364 days earlier, too; 1 (-1) where it holds one that was 53 (51) weeks earlier,
+    and in the week beside it whose 52 weeks lead to last year's holiday.
+    """
+    months = weeks.astype("datetime64[M]")
+    day = weeks - months.astype("datetime64[D]")
+    year_ago = (months - np.timedelta64(12, "M")).astype("datetime64[D]") + day
+    days_short = (weeks - year_ago).astype(np.int64) - 7 * SEASON
+    shift: NDArray[np.float64] = days_short / 7
+    for gap, value, other in ((SEASON, 0.0, -WEEK), (SEASON + 1, 1.0, WEEK), (SEASON - 1, -1.0, -WEEK)):
+        for name, days in zip(calendar.names, calendar.days, strict=True):
+            if name in headline(calendar):
+                moved = days[np.isin(days - gap * WEEK, days)]
+                for end in (weeks, weeks + other):
+                    held = np.searchsorted(moved, end, "right") > np.searchsorted(moved, end - WEEK, "right")
+                    shift = np.where(held, value, shift)
+    return shift
+
+
+def _shifts(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str, NDArray[np.float64]]:
+    """How far the same dates lie from the week 52 weeks earlier, and from the one 104 weeks earlier."""
+    last_year = date_shift(weeks, calendar)
+    source = weeks - SEASON * WEEK - np.trunc(last_year).astype(np.int64) * WEEK
+    return {"last_year": last_year, "year_before": np.clip(last_year + date_shift(source, calendar), -1, 1)}
+
+
+def headline(calendar: Calendar) -> tuple[str, ...]:
+    """The holidays that have inputs of their own."""
+    return HEADLINE_EVENTS.get(calendar.country, calendar.names[1:])
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """above / below where below is positive, else NaN."""
+    out = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan, dtype=np.float32)
+    np.divide(above, below, out=out, where=below > 0)
+    return out
+
+
+def _growth(rows: Columns, prefix: str) -> dict[int, Array]:
+    """This year over last year by window, 1 where a sum is not positive, [n] each."""
+    now, ago = (lists(rows, f"{prefix}growth_{year}", len(WINDOWS)) for year in ("now", "ago"))
+    bounded = np.where(now > 0, np.clip(np.nan_to_num(_ratio(now, ago), nan=1.0), *GROWTH_BOUNDS), np.float32(1.0))
+    return {weeks: bounded[:, place] for weeks, place in PLACE.items()}
+
+
+def _catch_up(rows: Columns, prefix: str) -> Array:
+    """Growth from the year before last year to last year, [n, 1]; NaN unless it was seen in 13 weeks of both."""
+    now, ago = (rows[f"{prefix}growth_before_{year}"].astype(np.float32) for year in ("now", "ago"))
+    return np.where(now > 0, np.clip(_ratio(now, ago), *GROWTH_BOUNDS), np.float32(np.nan))[:, None]
+
+
+def _around(rows: Columns, name: str, horizon: int) -> tuple[Array, Array, Array]:
+    """Last year's values one week before, in, and one week after each target week, [n, H] each."""
+    values = lists(rows, name, horizon + 2)
+    return values[:, :horizon], values[:, 1 : horizon + 1], values[:, 2:]
+
+
+def _parts(rows: Columns, horizon: int, shift: Array, shift_before: Array) -> _Parts:
+    market = rows["market_level"].astype(np.float32)
+    scale = np.fmax(rows["scale"].astype(np.float32), SMALLEST * market)
+    level = lists(rows, "level", len(WINDOWS))
+    growth = _growth(rows, "")
+    dept, store = (_profiles(rows, group, horizon, shift, shift_before) for group in ("dept", "store"))
+    profile = first_known(dept, store)
+    year, smooth = (_around(rows, name, horizon) for name in ("last_year", "denoised_last_year"))
+    lifts = (
+        np.exp(lists(rows, name, horizon)) if name in rows else np.float32(1.0)
+        for name in ("planned__effect", "planned__effect_before", "planned__level_effect")
+    )
+    lift, lift_before, level_lift = (np.clip(np.nan_to_num(values, nan=1.0), 0.1, 10.0) for values in lifts)
+    catch_up = _catch_up(rows, "") * lift_before
+    before = [values * catch_up for values in _around(rows, "denoised_year_before", horizon)]
+    same_dates_before = _same_dates(before, shift_before)
+    return _Parts(
+        scale=np.asarray(positive(np.nan_to_num(scale)), np.float32),
+        growth=growth,
+        level={weeks: level[:, place] for weeks, place in PLACE.items()},
+        profile={weeks: profile[:, place] for weeks, place in PLACE.items()},
+        store_profile=store[:, PLACE[13]],
+        year=both_years(_same_dates(year, shift), same_dates_before),
+        around=(both_years(year[0], before[0]), both_years(year[1], before[1]), both_years(year[2], before[2])),
+        smooth=both_years(_same_dates(smooth, shift), same_dates_before),
+        smooth_week=both_years(smooth[1], before[1]),
+        lift=lift,
+        level_lift=level_lift,
+    )
+
+
+def both_years(last: Array, before: Array) -> Array:
+    """Their mean; where the year before is not known, last year alone."""
+    return np.asarray(np.where(np.isfinite(before), (last + before) / 2, last))
+
+
+def _same_dates(around: Sequence[Array], shift: Array) -> Array:
+    """Last year's values on the target week's dates: from the two weeks that held them."""
+    before, same, after = around
+    return np.asarray(same + np.abs(shift) * np.nan_to_num(np.where(shift < 0, after, before) - same))
+
+
+def _profiles(rows: Columns, group: str, horizon: int, shift: Array, shift_before: Array) -> Array:
+    """Last year's sales of a group on the target's dates over its means before the base week, [n, windows, H]."""
+    year = both_years(
+        _same_dates(_around(rows, f"{group}_last_year", horizon), shift),
+        _same_dates(_around(rows, f"{group}_year_before", horizon), shift_before) * _catch_up(rows, f"{group}_"),
+    )
+    before = lists(rows, f"{group}_before", len(WINDOWS))
+    return np.clip(_ratio(year[:, None], before[:, :, None]), *PROFILE_BOUNDS)
+
+
+def _anchor(parts: _Parts) -> tuple[Array, NDArray[np.int8]]:
+    """The seasonal anchor [n, H] and which kind each element is.
+
+    SEASONAL: last year's week is known; reconstruction times growth, and level times profile. PROFILE: it is not, but
+    the department's (or the store's) is; level times profile. LEVEL: the mean of the last 13 weeks or what is known of
+    the last 52, 0 for a series silent for a year.
+    """
+    level = first_known(*(parts.level[weeks] for weeks in (13, 26, 52)))[:, None]
+    products = np.stack([parts.level[weeks][:, None] * parts.profile[weeks] for weeks in ANCHOR_WINDOWS], axis=-1)
+    profiled = first_known(mean(products), parts.level[52][:, None] * parts.profile[52]) * parts.lift
+    growth = np.exp(np.mean([np.log(parts.growth[weeks]) for weeks in ANCHOR_WINDOWS], axis=0))[:, None]
+    pattern = parts.smooth * (1 + DAMPING * (growth - 1)) * parts.lift
+    seasonal = SEASONAL_SHARE * pattern + (1 - SEASONAL_SHARE) * first_known(profiled, pattern)
+    seasonal = np.where(np.isfinite(level), seasonal, np.nan)
+    anchor = first_known(seasonal, profiled, np.nan_to_num(level) * parts.level_lift)
+    kind = np.where(np.isfinite(seasonal), SEASONAL, np.where(np.isfinite(profiled), PROFILE, LEVEL))
+    return anchor, kind.astype(np.int8)
+
+
+def _damped(parts: _Parts, weeks: int) -> Array:
+    return np.asarray(1 + DAMPING * (parts.growth[weeks] - 1))[:, None]
+
+
+def _candidates(rows: Columns, parts: _Parts, anchor: Array, unit: Array) -> dict[str, Array]:
+    """Other forecasts of the same week, [n, H] each, as their distance from the anchor in units."""
+    before, same, after = parts.around
+    year = parts.year
+    lift, level_lift, level = parts.lift, parts.level_lift, {k: v[:, None] for k, v in parts.level.items()}
+    growth = _damped(parts, 13)
+    now, ago = (lists(rows, f"growth_{name}", len(WINDOWS)) for name in ("now", "ago"))
+    gained = {weeks: (now - ago)[:, [place]] for weeks, place in PLACE.items()}
+    dept, store, total = (_growth(rows, f"{name}_")[13] for name in ("dept", "store", "total"))
+    pooled_growth = np.asarray(1 + DAMPING * (dept * store / total - 1))[:, None]
+    named = {
+        "last_year:same_dates": year * lift,
+        "last_year:grown": year * growth * lift,
+        "last_year:grown_before": before * growth * lift,
+        "last_year:grown_after": after * growth * lift,
+        "last_year:grown_same_week": same * growth * lift,
+        "last_year:denoised_same_week": parts.smooth_week * growth * lift,
+        "last_year:grown_around": (before + same + after) / 3 * growth * lift,
+        "pooled:denoised_pooled_growth": parts.smooth * pooled_growth * lift,
+        "pooled:denoised_gained_8": (parts.smooth + gained[8]) * lift,
+    }
+    for weeks in (4, 8, 13, 26):
+        named[f"pooled:denoised_grown_{weeks}"] = parts.smooth * _damped(parts, weeks) * lift
+        named[f"pooled:level_profile_{weeks}"] = level[weeks] * parts.profile[weeks] * lift
+    for weeks in (8, 13):
+        named[f"last_year:gained_{weeks}"] = (year + gained[weeks]) * lift
+    for weeks in (4, 8, 13):
+        named[f"level:mean_{weeks}"] = level[weeks] * level_lift
+    recent = lists(rows, "recent", 4)
+    for lag in range(4):
+        named[f"level:lag_{lag + 1}"] = recent[:, [lag]] * level_lift
+    distance = (np.stack([np.broadcast_to(values, anchor.shape) for values in named.values()]) - anchor) / unit
+    return dict(zip(named, np.clip(distance, -CANDIDATE_BOUND, CANDIDATE_BOUND, out=distance), strict=True))
+
+
+def _base_inputs(rows: Columns, parts: _Parts) -> dict[str, Array]:
+    """Growth, size and noise of the series, [n] each."""
+    named = {f"growth:own_{weeks}": np.log(parts.growth[weeks]) for weeks in (1, 4, 8, 13, 26)}
+    for group in ("dept", "store"):
+        growth = _growth(rows, f"{group}_")
+        named |= {f"pooled:{group}_growth_{weeks}": np.log(growth[weeks]) for weeks in (4, 8, 13)}
+    noise = {name: rows[name].astype(np.float32) / parts.scale for name in NOISE}
+    market = positive(np.nan_to_num(rows["market_level"]))
+    return (
+        named
+        | {f"level:{name}": values for name, values in noise.items()}
+        | {
+            "level:log_scale": np.log(parts.scale / market),
+            "store:log_size": np.log(positive(rows["store_size"])),
+        }
+    )
+
+
+NOISE = ("deviation", "denoise_error", "naive_error", "naive_bias")
+
+
+def _step_inputs(rows: Columns, parts: _Parts, anchor: Array, horizon: int) -> dict[str, Array]:
+    """Shape of the season around the target week, [n, H] each."""
+    before, year, after = _around(rows, "dept_last_year", horizon)
+    return {
+        "level:log_anchor": np.log(np.maximum(anchor / parts.scale[:, None], 0.05)),
+        "pooled:log_dept_profile": np.log(np.maximum(parts.profile[13], 0.02)),
+        "pooled:log_store_profile": np.log(np.maximum(parts.store_profile, 0.02)),
+        "pooled:dept_peak": np.log(np.maximum(_ratio(2 * year, before + after), 0.02)),
+    }
+
+
+def _averaged(named: dict[str, Array], known: NDArray[np.bool_]) -> dict[str, Array]:
+    """Inputs of last year's week as the mean of both years' where both are averaged in last year's sales, too."""
+    out = {name: values for name, values in named.items() if not name.startswith(BEFORE)}
+    for name, values in named.items():
+        if name.startswith(BEFORE):
+            last = out[name.removeprefix(BEFORE)]
+            out[name.removeprefix(BEFORE)] = np.where(known, (last + values) / 2, last)
+    return out
+
+
+def _week_inputs(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str, NDArray[Any]]:
+    """The calendar of target weeks and of the same weeks last year."""
+    last_year, year_before = weeks - SEASON * WEEK, weeks - 2 * SEASON * WEEK
+    held = holidays_in_week(weeks, calendar)
+    offset, offset_last_year = easter_offset(weeks, calendar), easter_offset(last_year, calendar)
+    return (
+        {f"holiday:{name}": held[:, i] for i, name in enumerate(calendar.names) if name in headline(calendar)}
+        | {f"holiday:easter_{k:+d}": offset == k for k in EASTER_WEEKS}
+        | {f"holiday:easter_last_year_{k:+d}": offset_last_year == k for k in EASTER_WEEKS}
+        | {"calendar:month_start_days": month_start_days(weeks)}
+        | {"calendar:month_start_days_last_year": month_start_days(last_year)}
+        | {f"{BEFORE}holiday:easter_last_year_{k:+d}": easter_offset(year_before, calendar) == k for k in EASTER_WEEKS}
+        | {f"{BEFORE}calendar:month_start_days_last_year": month_start_days(year_before)}
+    )
+
+
+def _planned_inputs(rows: Columns, horizon: int) -> dict[str, Array]:
+    """Planned inputs of the target week, and how they differ from last year's and the recent weeks', [n, H] each."""
+    suffix = "_last_year"
+    names = [name.removesuffix(suffix) for name in rows if name.startswith("planned_") and name.endswith(suffix)]
+    out: dict[str, Array] = {}
+    for name in names:
+        ahead, before = lists(rows, name, horizon), lists(rows, name + suffix, horizon)
+        recent = rows[f"{name}_recent"].astype(np.float32)[:, None]
+        short = name.removeprefix("planned_")
+        out |= {
+            f"planned:{short}": ahead,
+            f"planned:{short}_last_year": before,
+            f"planned:{short}_gain": ahead - recent,
+        }
+    return out

@@ -1,0 +1,123 @@
+"""One HTML file for the demand planner first and the engineer after: forecasts, their accuracy, the data, the run.
+
+The file holds all it needs (no network). Plotly draws the charts: it ships its script in the wheel and brings zoom,
+touch and image export. What the file says is computed here (`report_data`); the browser only shows it.
+"""
+
+import base64
+import gzip
+import json
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Final
+
+import jinja2
+import numpy as np
+import polars as pl
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+
+from salescast.data import dataset
+from salescast.errors import UserError
+from salescast.report import view
+from salescast.report.view import build_view
+from salescast.runtime import parquet
+from salescast.runtime.atomic_files import replace_file
+from salescast.schema import KEYS
+from salescast.workdir import Workdir
+
+MAX_FORECASTS: Final = 500_000  # rows that the page holds for its download, about 24 bytes each
+
+MODEL_TITLES: Final = {
+    "seasonal_naive": "same week last year",
+    "growth_seasonal_naive": "same week last year, adjusted for growth",
+    "naive": "last week repeated",
+    "mean_4": "mean of the last 4 weeks",
+}
+
+
+def build_report(workdir: Workdir) -> Path:
+    """Write `workdir.report` from what the other stages left in `workdir`; its path.
+
+    A part whose files are not there is replaced by a sentence that names the command to run. Raises UserError when
+    there are no sales, or a file cannot be read.
+    """
+    results = _read(workdir)
+    view = build_view(results)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("salescast"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "default": str, "allow_nan": False}
+    environment.filters |= {"number": number, "percent": percent, "day": day, "title_of": title_of}
+    page = environment.get_template("report.html").generate(
+        **view,
+        all_forecasts=packed(results.forecasts),
+        forecast_rows=0 if results.forecasts is None else results.forecasts.height,
+        titles=MODEL_TITLES,
+        plotly=Markup(get_plotlyjs()),
+    )
+    with replace_file(workdir.report) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(page)
+    return workdir.report
+
+
+def packed(forecasts: pl.DataFrame | None) -> str | None:
+    """Every forecast as CSV, gzipped, in base64; None where there are none or more than MAX_FORECASTS rows."""
+    if forecasts is None or forecasts.height > MAX_FORECASTS:
+        return None
+    columns = {"low": "p10", "forecast": "forecast", "high": "p90"}
+    rounded = {name: pl.col(column).round_sig_figs(view.DIGITS) for name, column in columns.items()}
+    table = forecasts.sort(*KEYS, "week").select(*KEYS, "week", **rounded)
+    text = table.write_csv(include_bom=True, line_terminator="\r\n")
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def number(value: float | None) -> str:
+    """With thousands separators, and decimals where the number is small; a missing one is a dash."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:,.2f}"
+
+
+def percent(value: float | None, signed: bool = False) -> str:
+    """A share as a percentage with one decimal; one that is missing or not defined is a dash."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{value:+.1%}" if signed else f"{value:.1%}"
+
+
+def day(value: date) -> str:
+    return f"{value.day} {value:%b %Y}"
+
+
+def title_of(model: str) -> str:
+    """A model's name in plain words."""
+    return MODEL_TITLES.get(model, model)
+
+
+def _read(workdir: Workdir) -> view.Results:
+    path = workdir.root / "run.json"
+    try:
+        run = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run `salescast run` again") from None
+    raw = dataset.load(workdir.raw)
+    forecasts = _table(workdir.forecasts, "salescast forecast --all")
+    if forecasts is not None and forecasts["week"].min() != raw.meta.last_week + timedelta(weeks=1):
+        raise UserError(
+            f"{workdir.forecasts} does not begin after the last week of the sales, {raw.meta.last_week}; "
+            "run the stages from `salescast features` to `salescast forecast --all` with the new sales"
+        )
+    rejected = workdir.raw / dataset.REJECTED
+    return view.Results(
+        raw=raw,
+        forecasts=forecasts,
+        backtest=_table(workdir.backtest, "salescast backtest"),
+        importance=_table(workdir.root / "importance.parquet", "salescast backtest"),
+        rejected=pl.read_csv(rejected, infer_schema=False) if rejected.exists() else None,
+        run=run,
+    )
+
+
+def _table(path: Path, command: str) -> pl.DataFrame | None:
+    return parquet.read(path, f"run `{command}` again") if path.exists() else None

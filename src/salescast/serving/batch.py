@@ -1,0 +1,98 @@
+"""Forecasts without a server: one series for a person, every series for a file, by the code that also serves."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from salescast import schema
+from salescast.data import tables
+from salescast.errors import UserError
+from salescast.model import bundle
+from salescast.model.bundle import Bundle
+from salescast.runtime import parquet
+from salescast.schema import KEYS, LABEL, MEDIAN, TIMESTAMP, level_name
+from salescast.tracking import champion
+from salescast.workdir import Workdir
+
+HEIGHT, PAST = 14, 52  # lines of the chart, weeks of history in it
+
+
+def upcoming(workdir: Workdir, pair: tuple[int, int] | None = None) -> pl.DataFrame:
+    """The features of the upcoming week by key: one row a series, or that of `pair` (store_id, dept_id).
+
+    Raises UserError when the file is missing or not the one that the last build wrote.
+    """
+    path = workdir.data / schema.UPCOMING
+    if not path.is_file():
+        raise UserError(f"{path} is missing; run `salescast features` first")
+    if parquet.sealed([path], workdir.data / parquet.LISTING) is None:
+        raise UserError(f"{path} was changed or damaged; run `salescast features` again")
+    ours = [] if pair is None else [pl.col(key) == value for key, value in zip(KEYS, pair, strict=True)]
+    return pl.scan_parquet(path).filter(*ours).collect()
+
+
+def long_form(model: Bundle, rows: pl.DataFrame, weeks: int | None = None) -> pl.DataFrame:
+    """Forecasts from `rows`, one row a series and week: keys, week, horizon (1 = first), forecast, p10 ... p90."""
+    made = model.predict(rows, weeks)
+    n, horizon = made.weeks.shape
+    return pl.DataFrame(
+        {
+            **{key: np.repeat(rows[key].to_numpy(), horizon) for key in KEYS},
+            "week": made.weeks.reshape(-1),
+            "horizon": np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
+            "forecast": made.at(MEDIAN).reshape(-1),
+            **{level_name(level): made.at(level).reshape(-1) for level in made.levels if level != MEDIAN},
+        }
+    ).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def forecast_all(workdir: Workdir, model_dir: Path | None = None) -> pl.DataFrame:
+    """Every series, every week of the model's horizon; null where a series has nothing to start from.
+
+    The model is the one that would be served: that of `model_dir`, else of the environment, else the champion.
+    """
+    model = bundle.load(champion.bundle_folder(workdir, model_dir))
+    return long_form(model, upcoming(workdir))
+
+
+def write_all(workdir: Workdir, out: Path, model_dir: Path | None = None) -> int:
+    """Write `forecast_all` to a file in the format of its name (`tables.write`); returns the number of its rows.
+
+    The workdir's own forecasts are also kept by their first week, for `salescast monitor`.
+    """
+    tables.check_target(out)
+    frame = forecast_all(workdir, model_dir)
+    if out == workdir.forecasts:
+        parquet.write(frame, workdir.kept_forecasts / f"{frame['week'].min()!s}.parquet")
+    tables.write(frame, out)
+    return frame.height
+
+
+def one(workdir: Workdir, store: int, dept: int, weeks: int | None, model_dir: Path | None = None) -> pl.DataFrame:
+    """The next `weeks` weeks of one series (None: all that the model forecasts).
+
+    Raises UserError for an unknown series and for too many weeks.
+    """
+    model = bundle.load(champion.bundle_folder(workdir, model_dir))
+    rows = upcoming(workdir, (store, dept))
+    if rows.is_empty():
+        known = pl.read_parquet(workdir.data / f"{schema.STORE_VIEW}.parquet", columns=list(KEYS))
+        depts = known.filter(pl.col(KEYS[0]) == store)[KEYS[1]].unique().sort().to_list()
+        stores = known[KEYS[0]].unique().sort()
+        hint = f"its departments are {depts}" if depts else f"stores are {stores.item(0)} to {stores.item(-1)}"
+        raise UserError(f"no sales of store {store}, department {dept}; {hint}")
+    return long_form(model, rows, weeks)
+
+
+def history(workdir: Workdir, store: int, dept: int, weeks: int = PAST) -> pl.DataFrame:
+    """The last `weeks` weeks of a series: week, weekly_sales (null in gaps)."""
+    return (
+        pl.scan_parquet(workdir.data / f"{schema.SALES_VIEW}.parquet")
+        .filter(pl.col(KEYS[0]) == store, pl.col(KEYS[1]) == dept)
+        .select(pl.col(TIMESTAMP).dt.date().alias("week"), LABEL)
+        .sort("week")
+        .collect()
+        .head(-1)  # the upcoming week has no sales yet
+        .tail(weeks)
+    )

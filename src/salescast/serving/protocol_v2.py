@@ -1,0 +1,189 @@
+"""The V2 protocol: tensors as JSON, as JSON with binary tensors behind it, and over gRPC."""
+
+import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+from kserve import InferOutput, InferRequest, InferResponse
+from kserve.protocol.infer_type import InferInput, to_http_parameters
+from numpy.typing import NDArray
+
+from salescast.schema import KEYS, MODEL_NAME
+from salescast.serving.protocol_v1 import (
+    INT32,
+    Answer,
+    Limits,
+    Query,
+    RequestError,
+    check_count,
+    check_fields,
+    describe,
+    parse_json,
+    parse_parameters,
+)
+
+
+def decode_v2(body: bytes, json_length: int | None) -> InferRequest:
+    """A V2 request from a REST body; `json_length` as in the header of a body with binary tensors.
+
+    Raises RequestError naming the field.
+    """
+    if json_length is not None and not 0 < json_length <= len(body):
+        raise RequestError(f"inference-header-content-length must be 1 to {len(body)} (the body), got {json_length}")
+    payload = parse_json(body[:json_length])
+    if not isinstance(payload, dict):
+        raise RequestError(f'the body must be a JSON object with "inputs", got {describe(payload)}')
+    check_fields(payload, "the body", {"inputs": list}, {"id": str, "parameters": dict, "outputs": list})
+    binary = 0
+    for number, tensor in enumerate(payload["inputs"]):
+        where = f"inputs[{number}]"
+        if not isinstance(tensor, dict):
+            raise RequestError(f"{where} must be an object, got {describe(tensor)}")
+        check_fields(tensor, where, {"name": str, "shape": list, "datatype": str}, {"data": list, "parameters": dict})
+        if tensor.get("data") is None:
+            binary += _binary_size(tensor, where)
+    if binary != len(body) - (length := len(body) if json_length is None else json_length):
+        raise RequestError(f"inputs: binary_data_size are {binary} bytes in all, {len(body) - length} follow the JSON")
+    for number, output in enumerate(payload.get("outputs") or []):
+        if not isinstance(output, dict):
+            raise RequestError(f"outputs[{number}] must be an object, got {describe(output)}")
+        check_fields(output, f"outputs[{number}]", {"name": str}, {"parameters": dict})
+    return InferRequest.from_bytes(body, length, MODEL_NAME)
+
+
+def _binary_size(tensor: Mapping[str, Any], where: str) -> int:
+    """Bytes that a tensor without `data` has behind the JSON: as many as its shape needs."""
+    size = (tensor.get("parameters") or {}).get("binary_data_size")
+    if type(size) is not int:
+        raise RequestError(f"{where} lacks data (or parameters.binary_data_size)")
+    width = {"INT64": 8, "INT32": 4}.get(tensor["datatype"])
+    if width is None:
+        raise RequestError(f"{where}: datatype must be INT64, got {describe(tensor['datatype'])}")
+    if (
+        not all(type(number) is int and number > 0 for number in tensor["shape"])
+        or size != math.prod(tensor["shape"]) * width
+    ):
+        raise RequestError(f"{where}: shape {tensor['shape']} does not fit binary_data_size {size}")
+    return size
+
+
+def parse_v2(request: InferRequest, limits: Limits) -> Query:
+    """Raises RequestError naming the input or parameter."""
+    names = [tensor.name for tensor in request.inputs]
+    if sorted(names) != sorted(KEYS):
+        raise RequestError(f"inputs must be {list(KEYS)}, each once, got {names}")
+    columns = {tensor.name: _ids(tensor, limits) for tensor in request.inputs}
+    stores, depts = (columns[name] for name in KEYS)
+    if len(stores) != len(depts):
+        raise RequestError(f"inputs store_id and dept_id must be of one length, got {len(stores)} and {len(depts)}")
+    parameters = dict(to_http_parameters(request.parameters or {}))
+    parameters.pop("binary_data_output", None)
+    quantiles = parameters.get("quantiles")
+    if isinstance(quantiles, str):  # a V2 parameter cannot be a list
+        try:
+            parameters["quantiles"] = [float(part) for part in quantiles.split(",")]
+        except ValueError:
+            raise RequestError(f'parameters.quantiles must be like "0.1,0.9", got {quantiles!r}') from None
+    horizon, levels = parse_parameters(parameters, limits)
+    return Query(list(zip(stores, depts, strict=True)), horizon, levels)
+
+
+def _ids(tensor: InferInput, limits: Limits) -> list[int]:
+    """The ids of an INT64 or INT32 tensor of shape [n] or [n, 1]."""
+    if tensor.datatype not in ("INT64", "INT32"):
+        raise RequestError(f"input {tensor.name}: datatype must be INT64, got {tensor.datatype!r}")
+    shape = list(tensor.shape)
+    if (
+        not all(type(size) is int and size >= 0 for size in shape)
+        or len(shape) not in (1, 2)
+        or shape[1:] not in ([], [1])
+    ):
+        raise RequestError(f"input {tensor.name}: shape must be [n] or [n, 1], got {shape}")
+    if shape[0] < 1:
+        raise RequestError(f"input {tensor.name}: at least one instance is needed, got shape {shape}")
+    check_count(shape[0], limits)
+    if tensor._raw_data is not None:  # gRPC's raw contents; KServe has no public name for them
+        width = 8 if tensor.datatype == "INT64" else 4
+        if len(tensor._raw_data) != shape[0] * width:
+            raise RequestError(
+                f"input {tensor.name}: shape {shape} needs {shape[0] * width} bytes, got {len(tensor._raw_data)}"
+            )
+        values: list[Any] = tensor.as_numpy().reshape(-1).tolist()
+    else:
+        values = list(_flat(tensor.data or []))
+    if len(values) != shape[0]:
+        raise RequestError(f"input {tensor.name}: shape {shape} does not fit {len(values)} values")
+    for number, value in enumerate(values):
+        if type(value) is not int or not INT32.min <= value <= INT32.max:
+            raise RequestError(
+                f"input {tensor.name}[{number}] must be a whole number of 32 bits, got {describe(value)}"
+            )
+    return values
+
+
+def _flat(values: Sequence[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list) and len(value) == 1:
+            yield value[0]
+        else:
+            yield value
+
+
+def respond_v2(request: InferRequest, answer: Answer) -> bytes | InferResponse:
+    """JSON for REST; an object that KServe encodes for gRPC and for REST with binary tensors.
+
+    Raises RequestError for an output that there is not.
+    """
+    tensors = {"forecast": answer.forecast, **answer.bounds}
+    arrays: dict[str, tuple[str, NDArray[Any]]] = {name: ("FP64", values) for name, values in tensors.items()}
+    arrays["week"] = ("BYTES", np.datetime_as_string(answer.weeks).astype(object))
+    asked = request.request_outputs
+    unknown = [output.name for output in asked or [] if output.name not in arrays]
+    if unknown:
+        raise RequestError(f"outputs {unknown} do not exist; there are {list(arrays)}")
+    chosen = [output.name for output in asked] if asked else list(arrays)
+    binary = request.use_binary_outputs or any(output.binary_data for output in asked or [])
+    if request.from_grpc or binary:
+        return _response(request, answer, {name: arrays[name] for name in chosen}, binary)
+    body = {
+        "id": request.id or uuid.uuid4().hex,
+        "model_name": MODEL_NAME,
+        "model_version": answer.model_version,
+        "parameters": {"feature_age_days": answer.feature_age_days},
+        "outputs": [
+            {
+                "name": name,
+                "shape": arrays[name][1].shape,
+                "datatype": arrays[name][0],
+                "data": arrays[name][1].ravel().tolist(),
+            }
+            for name in chosen
+        ],
+    }
+    return orjson.dumps(body)
+
+
+def _response(
+    request: InferRequest,
+    answer: Answer,
+    arrays: Mapping[str, tuple[str, NDArray[Any]]],
+    binary: bool,
+) -> InferResponse:
+    outputs = []
+    for name, (datatype, values) in arrays.items():
+        output = InferOutput(name=name, shape=list(values.shape), datatype=datatype)
+        output.set_data_from_numpy(values, binary_data=binary)
+        outputs.append(output)
+    return InferResponse(
+        response_id=request.id or uuid.uuid4().hex,
+        model_name=MODEL_NAME,
+        model_version=answer.model_version,
+        infer_outputs=outputs,
+        from_grpc=request.from_grpc,
+        parameters={"feature_age_days": str(answer.feature_age_days)},  # gRPC parameters cannot be fractions
+        use_binary_outputs=binary,
+        requested_outputs=request.request_outputs,
+    )

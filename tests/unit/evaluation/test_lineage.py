@@ -1,0 +1,94 @@
+"""A bundle goes with a backtest of its own recipe and with no other."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from salescast.errors import UserError
+from salescast.evaluation import lineage
+from salescast.model import bundle
+from salescast.model.bundle import Bundle
+from salescast.training.main import run_plan
+from salescast.training.plan import Fit, Plan
+from salescast.workdir import Workdir
+
+REMEDY = r"run `salescast train` and `salescast backtest`"
+
+
+@pytest.fixture(scope="module")
+def trained(module_plan_of: Callable[..., Plan]) -> tuple[Bundle, Plan]:
+    plan = module_plan_of(epochs=1)
+    assert run_plan(plan) == 0
+    return bundle.load(plan.fits[0].out), plan
+
+
+@pytest.fixture
+def work(trained: tuple[Bundle, Plan], tmp_path: Path) -> Workdir:
+    """A final bundle, and a backtest by a fit of the same recipe four weeks earlier."""
+    model, plan = trained
+    work = Workdir(tmp_path)
+    cutoff = model.metadata.cutoff - timedelta(weeks=4)
+    earlier = replace(model.metadata, cutoff=cutoff, fit_digest=plan.digest(Fit("", cutoff, tmp_path)))
+    pl.DataFrame({"y": [1.0]}).write_parquet(work.backtest)
+    save(model, earlier, work.fits / "cutoff")
+    save(model, model.metadata, work.models)
+    lineage.note(work, {cutoff: work.fits / "cutoff"})
+    return work
+
+
+def save(model: Bundle, metadata: bundle.Metadata, folder: Path) -> None:
+    parts = model.network.state_dict(), model.scaler
+    bundle.save(folder, metadata, final=parts, best=parts)
+
+
+def test_the_final_bundle_of_the_recipe_that_was_tested_is_the_one(work: Workdir, trained: tuple[Bundle, Plan]) -> None:
+    judged = lineage.judged(work)
+    assert judged.final.digest == bundle.load(work.models).digest
+    assert judged.final.cutoff == trained[0].metadata.cutoff
+    assert [fitted.digest for fitted in judged.evaluation.tested.values()] == [bundle.load(work.fits / "cutoff").digest]
+
+
+def test_another_recipe_was_not_judged(work: Workdir, trained: tuple[Bundle, Plan]) -> None:
+    model, _ = trained
+    metadata = model.metadata
+    for other, reason in (
+        (replace(metadata, data_digest="newer"), r"\(data: newer, demo\)"),
+        (replace(metadata, country="DE"), r"\(country: DE, US\)"),
+        (replace(metadata, config=replace(metadata.config, epochs=7, seed=1)), r"\(epochs: 7, 1; seed: 1, 42\)"),
+        (replace(metadata, fit_digest="of other code"), "was made by other code than this"),
+    ):
+        save(model, other, work.models)
+        with pytest.raises(UserError, match=rf"{reason}.*{REMEDY}"):
+            lineage.judged(work)
+
+
+def test_fits_of_other_code_judged_nothing(work: Workdir, trained: tuple[Bundle, Plan]) -> None:
+    model, _ = trained
+    cutoff = model.metadata.cutoff - timedelta(weeks=4)
+    save(model, replace(model.metadata, cutoff=cutoff, fit_digest="of other code"), work.fits / "cutoff")
+    lineage.note(work, {cutoff: work.fits / "cutoff"})
+    with pytest.raises(UserError, match=rf"the fit up to {cutoff} was made by other code.*{REMEDY}"):
+        lineage.judged(work)
+
+
+def test_what_is_missing_or_damaged_is_named(work: Workdir) -> None:
+    def refused(path: Path, content: bytes | None, reason: str) -> None:
+        whole = path.read_bytes()
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(UserError, match=reason):
+            lineage.judged(work)
+        path.write_bytes(whole)
+
+    refused(work.backtest, None, "no backtest in .*; run `salescast backtest`")
+    refused(work.backtest, b"another", "damaged or of another backtest; run `salescast backtest` again")
+    refused(work.evaluation, None, "no backtest in .*; run `salescast backtest`")
+    for content in (b"", b"{", b"[]", json.dumps({"recipe": {}}).encode(), b"\xff"):
+        refused(work.evaluation, content, r"evaluation.json is damaged .*; run `salescast backtest` again")
+    refused(work.models / bundle.FINAL, b"cut off", "is not whole")
+    refused(work.models / bundle.METADATA, None, "no model bundle")
+    assert lineage.judged(work).evaluation.tested

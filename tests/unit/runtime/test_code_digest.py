@@ -1,0 +1,115 @@
+"""What decides a result is in its key: a changed constant makes a fresh fit, a changed comment does not."""
+
+import ast
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from salescast.data import dataset
+from salescast.errors import UserError
+from salescast.feature_store import repo, retrieval
+from salescast.features.build import build_features
+from salescast.model.bundle import finished
+from salescast.runtime import code_digest
+from salescast.runtime.code_digest import ASIDE, FEATURES, RETRIEVAL, SOURCE, TRAINING, closure, digest
+from salescast.training.main import run_plan
+from salescast.training.plan import Plan
+from salescast.workdir import Workdir
+
+STAGES = {"features": FEATURES, "retrieval": RETRIEVAL, "training": TRAINING}
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SOURCE, tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")))
+
+
+def changed(source: Path, module: str, old: str, new: str) -> set[str]:
+    """The stages whose digest is another one after a change in a copy of the source."""
+    path = source / f"{module}.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    digest.cache_clear()
+    return {stage for stage, roots in STAGES.items() if digest(roots, source) != digest(roots)}
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "stages"),
+    [
+        ("salescast/seasonal_inputs", "CANDIDATE_BOUND = ", "CANDIDATE_BOUND = 1 + ", {"training"}),
+        ("salescast/holdout", "TIE = 0.05", "TIE = 0.06", {"training"}),
+        ("salescast/planned", "RIDGE = 10.0", "RIDGE = 11.0", {"features"}),
+        ("salescast/history", "import", "import sys\nimport", {"features", "training"}),
+        ("feast_asof/kernel", "import", "import sys\nimport", {"retrieval"}),
+        ("salescast/holdout", "TIE = 0.05", "TIE = 0.05  # of the least error", set()),
+        ("salescast/holdout", '"""What', '"""Whatever', set()),
+        ("salescast/cli", "INTERRUPTED: Final = 130", "INTERRUPTED: Final = 131", set()),
+        ("salescast/routes", "import", "import sys\nimport", set()),
+        ("salescast/report", "import", "import sys\nimport", set()),
+        ("salescast/errors", "UserError", "UserErrors", set()),
+    ],
+)
+def test_a_change_is_seen_by_the_stages_that_it_decides(
+    module: str, old: str, new: str, stages: set[str], copied: Path
+) -> None:
+    assert changed(copied, module, old, new) == stages
+
+
+def test_a_copy_of_the_same_source_has_the_same_digest(copied: Path) -> None:
+    assert all(digest(roots, copied) == digest(roots) for roots in STAGES.values())
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy", "polars"])
+def test_another_version_of_a_library_is_seen_everywhere(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {stage: digest(roots) for stage, roots in STAGES.items()}
+    version = code_digest.version
+    digest.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(code_digest, "version", lambda name: "0" if name == library else version(name))
+        after = {stage: digest(roots) for stage, roots in STAGES.items()}
+    digest.cache_clear()
+    assert all(before[stage] != after[stage] for stage in STAGES)
+
+
+def test_the_closure_follows_every_import() -> None:
+    assert {"salescast.model.seasonal_inputs", "salescast.model.network", "salescast.training.samples"} <= closure(
+        TRAINING
+    )
+    assert {name for name in closure(RETRIEVAL) if name.startswith("feast_asof.")} == {
+        f"feast_asof.{path.stem}" for path in (SOURCE / "feast_asof").glob("[a-z]*.py")
+    }
+    assert closure(TRAINING).isdisjoint(ASIDE)
+    for name in ASIDE - {"salescast"}:
+        assert SOURCE.joinpath(*name.split(".")).with_suffix(".py").is_file(), "ASIDE names what is not there"
+    for path in SOURCE.rglob("*.py"):  # which it does not follow
+        nodes = ast.walk(ast.parse(path.read_text()))
+        assert not [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level], path
+
+
+def test_other_code_fits_anew(plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(epochs=1)
+    assert run_plan(plan) == 0
+    fit = plan.fits[0]
+    assert finished(fit.out, plan.digest(fit))
+    monkeypatch.setattr(code_digest, "digest", lambda roots: "0" * 64)
+    assert not finished(fit.out, plan.digest(fit))
+
+
+def test_features_of_other_code_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Workdir(tmp_path)
+    dataset.generate(work.raw, 1, 2, 60, 1)
+    build_features(work.raw, work.data)
+    repo.feature_digests(work)
+    before = retrieval.training_digest(work, "training_features")
+    real = code_digest.digest
+    with monkeypatch.context() as patch:
+        patch.setattr(code_digest, "digest", lambda roots: "0" * 64 if roots == RETRIEVAL else real(roots))
+        assert retrieval.training_digest(work, "training_features") != before
+    monkeypatch.setattr(code_digest, "digest", lambda roots: "0" * 64 if roots == FEATURES else real(roots))
+    with pytest.raises(UserError, match=r"made by other code or libraries .*; run `salescast features` again"):
+        repo.feature_digests(work)
+    build_features(work.raw, work.data)
+    repo.feature_digests(work)

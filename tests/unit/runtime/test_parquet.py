@@ -1,0 +1,87 @@
+"""A damaged Parquet file is an error with a remedy, never a wrong number."""
+
+import random
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from salescast.errors import UserError
+from salescast.runtime import parquet
+
+FRAME = pl.DataFrame(
+    {
+        "store_id": pl.Series(range(200), dtype=pl.Int32),
+        "week": [date(2024, 1, 5)] * 200,
+        "yhat": [float(i) ** 1.5 if i % 7 else None for i in range(200)],
+        "model": ["salescast", "naive"] * 100,
+    }
+)
+
+
+def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
+    parquet.write(FRAME, tmp_path / "f.parquet")
+    assert parquet.read(tmp_path / "f.parquet", "x").equals(FRAME)
+    assert pl.read_parquet(tmp_path / "f.parquet").equals(FRAME)
+    assert [path.name for path in tmp_path.iterdir()] == ["f.parquet"]
+
+
+def test_no_flipped_bit_and_no_cut_gives_another_table(tmp_path: Path) -> None:
+    path = tmp_path / "f.parquet"
+    parquet.write(FRAME, path)
+    whole = path.read_bytes()
+    draw = random.Random(1)
+    refused = 0
+    for _ in range(400):
+        content = bytearray(whole)
+        if draw.random() < 0.8:
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        else:
+            del content[draw.randrange(len(content)) :]
+        path.write_bytes(content)
+        try:
+            found = parquet.read(path, "make it again")
+        except UserError as error:
+            refused += 1
+            assert str(path) in str(error) and str(error).endswith("; make it again") and "\n" not in str(error)
+        else:
+            # A bit of the statistics or of a name that nobody reads: the values are right or the columns are missing.
+            assert found.equals(FRAME) or found.columns != FRAME.columns or found.schema != FRAME.schema
+    assert refused > 200
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none.parquet is missing; run it$"):
+        parquet.read(tmp_path / "none.parquet", "run it")
+
+
+def test_a_sealed_set_is_whole_or_in_doubt(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    listing = tmp_path / "list.json"
+    assert parquet.sealed(paths, listing) is None
+    parquet.seal(paths, listing)
+    digests = parquet.sealed(paths, listing)
+    assert digests and set(digests) == {"a", "b"}
+    paths[0].write_bytes(b"A")
+    assert parquet.sealed(paths, listing) is None
+    assert parquet.sealed(paths[1:], listing) == {"b": digests["b"]}
+    parquet.seal(paths[:1], listing)
+    assert parquet.sealed(paths, listing) is not None
+    paths[1].unlink()
+    assert parquet.sealed(paths, listing) is None
+    for content in ("", "[]", "{"):
+        listing.write_text(content)
+        assert parquet.sealed(paths[:1], listing) is None
+
+
+def test_metadata_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    """Polars panics at it."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({b"key": b"\xff"}), path)
+    with pytest.raises(UserError, match=r"a.parquet is damaged .*; make it again"):
+        parquet.read(path, "make it again")

@@ -1,0 +1,251 @@
+"""The champion rule, and the registry of a real MLflow store."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+
+from salescast.config import read
+from salescast.errors import UserError
+from salescast.evaluation import promotion
+from salescast.evaluation.lineage import Evaluation, Fitted, Judged, Recipe
+from salescast.model import bundle
+from salescast.model.bundle import Bundle
+from salescast.schema import MODEL_NAME
+from salescast.tracking import mlflow, registry
+from salescast.training.main import run_plan
+from salescast.training.plan import Plan
+from salescast.workdir import Workdir
+
+EARLY, LATE = date(2024, 1, 5), date(2024, 4, 5)
+
+
+def backtest(**errors: dict[date, float]) -> pl.DataFrame:
+    """Two rows a cutoff and model, y = 100, forecast off by the error given."""
+    rows = [
+        (store, 1, cutoff, 1, cutoff, 100.0, 100.0 + error, 90.0, 110.0, model)
+        for model, by_cutoff in errors.items()
+        for cutoff, error in by_cutoff.items()
+        for store in (1, 2)
+    ]
+    columns = ["store_id", "dept_id", "cutoff", "horizon", "week", "y", "yhat", "p10", "p90", "model"]
+    return pl.DataFrame(rows, schema=columns, orient="row")
+
+
+def test_a_model_that_beats_every_baseline_everywhere_becomes_champion() -> None:
+    verdict = promotion.judge(backtest(ours={EARLY: 1, LATE: 2}, naive={EARLY: 2, LATE: 3}), "ours", None)
+    reason = "beats every baseline, pooled, at every cutoff and in the peak weeks; there was no champion"
+    assert verdict == promotion.Verdict(True, reason)
+
+
+@pytest.mark.parametrize(
+    ("ours", "naive", "reason"),
+    [
+        ({EARLY: 5, LATE: 1}, {EARLY: 2, LATE: 2}, "pooled: WMAPE 3.00% does not beat naive with 2.00%"),
+        ({EARLY: 3, LATE: 1}, {EARLY: 2, LATE: 9}, "at cutoff 2024-01-05: WMAPE 3.00% does not beat naive with 2.00%"),
+        ({EARLY: 2, LATE: 2}, {EARLY: 2, LATE: 2}, "pooled: WMAPE 2.00% does not beat naive with 2.00%"),
+    ],
+)
+def test_losing_to_a_baseline_anywhere_is_no_championship(ours: dict, naive: dict, reason: str) -> None:
+    assert promotion.judge(backtest(ours=ours, naive=naive), "ours", None) == promotion.Verdict(False, reason)
+
+
+def test_the_peak_weeks_must_be_won_too() -> None:
+    """Week 2 sells 30 % more than the usual week; weeks 0 and 1 make up for it at the cutoff and pooled."""
+    weeks = [EARLY + timedelta(weeks=k) for k in range(3)]
+    rows = [
+        (1, 1, EARLY, k + 1, weeks[k], sold, sold + error[k], 0.0, 999.0, model)
+        for model, error in (("ours", (1, 1, 9)), ("naive", (8, 8, 5)))
+        for k, sold in enumerate((100.0, 102.0, 130.0))
+    ]
+    test = pl.DataFrame(rows, schema=backtest(ours={EARLY: 1}).columns, orient="row")
+    assert promotion.judge(test, "ours", None) == promotion.Verdict(
+        False, "in the peak weeks: WMAPE 6.92% does not beat naive with 3.85%"
+    )
+    flat = test.with_columns(pl.col("y", "yhat") - pl.when(pl.col("horizon") == 3).then(10.0).otherwise(0.0))
+    assert promotion.judge(flat, "ours", None).champion, "18 % more is no peak"
+
+
+def test_the_champion_must_be_beaten_at_every_cutoff() -> None:
+    new = backtest(ours={EARLY: 1, LATE: 4}, naive={EARLY: 9, LATE: 9})
+    verdict = promotion.judge(new, "ours", backtest(ours={EARLY: 4, LATE: 3}))
+    assert verdict == promotion.Verdict(
+        False, f"at cutoff {LATE}: WMAPE 4.00% does not beat the champion with 3.00%, on the same rows"
+    )
+
+
+@pytest.mark.parametrize(("old", "champion"), [(4.0, True), (3.0, False), (2.0, False)])
+def test_the_champion_is_compared_on_the_rows_both_have(old: float, champion: bool) -> None:
+    # The old champion was never tested at LATE, where the new model is bad.
+    before = backtest(ours={EARLY: old})
+    verdict = promotion.judge(backtest(ours={EARLY: 3, LATE: 8}, naive={EARLY: 9, LATE: 9}), "ours", before)
+    assert verdict.champion is champion
+    said = "against" if champion else "does not beat the champion with"
+    assert f"WMAPE 3.00% {said} {old / 100:.2%}" in verdict.reason
+    assert verdict.reason.endswith("on the same rows")
+
+
+def test_a_champion_that_was_tested_elsewhere_gives_way() -> None:
+    verdict = promotion.judge(backtest(ours={LATE: 3}, naive={LATE: 9}), "ours", backtest(ours={EARLY: 1}))
+    assert verdict.champion and "cannot be compared" in verdict.reason
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> Workdir:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    read.cache_clear()
+    shutil.copyfile(store, tmp_path / "mlflow.db")
+    return Workdir(tmp_path)
+
+
+def run_of(work: Workdir) -> str:
+    client = MlflowClient(tracking_uri=work.tracking_uri)
+    found = client.get_experiment_by_name("test")
+    number = found.experiment_id if found else client.create_experiment("test", str(work.artifacts))
+    return str(client.create_run(number).info.run_id)
+
+
+@pytest.fixture(scope="module")
+def trained(module_plan_of: Callable[..., Plan]) -> Bundle:
+    plan = module_plan_of(epochs=1)
+    assert run_plan(plan) == 0
+    return bundle.load(plan.fits[0].out)
+
+
+@pytest.fixture
+def put(work: Workdir, trained: Bundle) -> Callable[[float], Judged]:
+    """Puts another model into the workdir for each `factor`; returns what registers it."""
+
+    def put(factor: float) -> Judged:
+        parts = trained.network.state_dict(), trained.scaler
+        bundle.save(work.models, replace(trained.metadata, factors=(1.0, factor)), final=parts, best=parts)
+        described = bundle.read_metadata(work.models)
+        return Judged(Fitted.from_dict(described), Evaluation(Recipe.from_dict(described), {}, f"backtest {factor}"))
+
+    return put
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables without anything in them: making them takes longer than a test."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+GOOD, BAD = backtest(ours={EARLY: 2}, naive={EARLY: 5}), backtest(ours={EARLY: 3}, naive={EARLY: 5})
+BEST = backtest(ours={EARLY: 1}, naive={EARLY: 5})
+
+
+def holder(client: MlflowClient) -> int:
+    return int(client.get_model_version_by_alias(registry.MODEL_NAME, registry.CHAMPION).version)
+
+
+def test_versions_and_alias_in_the_registry(work: Workdir, put: Callable[[float], Judged], tmp_path: Path) -> None:
+    client = MlflowClient(tracking_uri=work.tracking_uri)
+    one, run = put(1.1), run_of(work)
+    for _ in range(2):
+        first = registry.register(work, run, one, GOOD, "ours")
+        assert (first.version, first.champion) == (1, True)
+    assert len(client.search_model_versions(f"name='{MODEL_NAME}'")) == 1, "the same bundle is the same version"
+    curve = client.get_metric_history(run, "backtest_by_horizon_wmape")
+    assert [(point.step, point.value) for point in curve] == [(1, pytest.approx(0.02))], "each point once"
+    files = {file.path for file in client.list_artifacts(run)}
+    assert files >= {"backtest.parquet", "evaluation.json", "backtest_scores.csv", "backtest_scores_by_dept_id.csv"}
+
+    worse = registry.register(work, run_of(work), put(1.2), BAD, "ours")
+    assert (worse.version, worse.champion) == (2, False)
+    assert holder(client) == 1
+
+    best = registry.register(work, run_of(work), put(1.3), BEST, "ours")
+    assert (best.version, best.champion) == (3, True)
+    champion = client.get_model_version_by_alias(MODEL_NAME, registry.CHAMPION)
+    assert champion.version == 3 and champion.tags["verdict"] == best.reason
+    assert client.get_run(champion.run_id).data.metrics["backtest_wmape"] == pytest.approx(0.01)
+    arrived = download_artifacts(artifact_uri=champion.source, dst_path=str(tmp_path / "got"))
+    assert bundle.load(Path(arrived)).digest == bundle.load(work.models).digest == champion.tags["digest"]
+
+
+def test_an_alias_that_a_person_moved_is_not_taken_back(work: Workdir, put: Callable[[float], Judged]) -> None:
+    client = MlflowClient(tracking_uri=work.tracking_uri)
+    registry.register(work, run_of(work), put(1.1), GOOD, "ours")
+    best, run = put(1.2), run_of(work)
+    assert registry.register(work, run, best, BEST, "ours").champion
+    client.set_registered_model_alias(MODEL_NAME, registry.CHAMPION, "1")
+    again = registry.register(work, run, best, BEST, "ours")
+    assert (again.version, again.champion, holder(client)) == (2, False, 1)
+    assert again.reason == "it was champion before; now version 1 has the alias"
+
+
+def test_a_bundle_that_mlflow_lost_or_damaged_is_uploaded_again(work: Workdir, put: Callable[[float], Judged]) -> None:
+    judged, run = put(1.1), run_of(work)
+    registry.register(work, run, judged, GOOD, "ours")
+    (kept,) = work.artifacts.rglob(f"{registry.BUNDLES}/*/{bundle.FINAL}")
+    kept.write_bytes(b"cut off")
+    assert registry.register(work, run, judged, GOOD, "ours").version == 1
+    assert bundle.load(kept.parent).digest == judged.final.digest
+
+
+def test_what_arrives_must_be_what_was_judged(work: Workdir, put: Callable[[float], Judged]) -> None:
+    judged = put(1.1)
+    put(1.2)  # the folder has another bundle by now
+    with pytest.raises(UserError, match=f"where bundle {judged.final.digest[:12]} of .*models should be"):
+        registry.register(work, run_of(work), judged, GOOD, "ours")
+    client = MlflowClient(tracking_uri=work.tracking_uri)
+    assert client.search_model_versions(f"name='{MODEL_NAME}'") == []
+
+
+class Failing:
+    """A client that loses the connection at its first call of a method: the request, or the answer to it."""
+
+    def __init__(self, client: MlflowClient, method: str, done: bool) -> None:
+        self.client, self.method, self.done = client, method, done
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if name == self.method and not self.done:
+                raise MlflowException("connection lost")
+            result = getattr(self.client, name)(*arguments, **named)
+            if name == self.method:
+                raise MlflowException("connection lost")
+            return result
+
+        return call
+
+
+@pytest.mark.fault(
+    "MLflow lost in a registration, before or after a call", "one clear line; the same command does the rest"
+)
+@pytest.mark.parametrize("done", [False, True], ids=["request lost", "answer lost"])
+@pytest.mark.parametrize(
+    "method",
+    ["log_artifacts", "log_metric", "create_model_version", "set_registered_model_alias", "set_model_version_tag"],
+)
+def test_mlflow_lost_at_any_step_is_made_up_for(
+    work: Workdir, put: Callable[[float], Judged], monkeypatch: pytest.MonkeyPatch, method: str, done: bool
+) -> None:
+    """What stands in MLflow in the end is what an undisturbed registration leaves, and nothing is there twice."""
+    real = MlflowClient(tracking_uri=work.tracking_uri, registry_uri=work.tracking_uri)
+    judged, run = put(1.1), run_of(work)
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow, "mlflow_client", lambda _uri: Failing(real, method, done))
+        with pytest.raises(UserError, match="connection lost"):
+            registry.register(work, run, judged, GOOD, "ours")
+    again = registry.register(work, run, judged, GOOD, "ours")
+    assert (again.version, again.champion) == (1, True), again.reason
+    (version,) = real.search_model_versions(f"name='{MODEL_NAME}'")
+    assert holder(real) == int(version.version) == 1
+    assert version.tags["promoted"] == "yes" and version.tags["digest"] == judged.final.digest
+    metrics = real.get_run(run).data.metrics
+    assert {len(real.get_metric_history(run, name)) for name in metrics} == {1}
+    assert [file.path for file in real.list_artifacts(run, registry.BUNDLES)] == [
+        f"{registry.BUNDLES}/{judged.final.digest[:16]}"
+    ]

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from salescast.model.network import QuantileMLP
+from salescast.training import calibration
+from salescast.training.distributed import Group, choose
+from salescast.training.samples import Batch, Samples
+
+LEVELS = (0.1, 0.5, 0.9)
+ALONE = Group(0, 1, choose("cpu", 0, False, 0, 1))
+
+
+class Answers(QuantileMLP):
+    """A network that always answers the same quantiles."""
+
+    def __init__(self, quantiles: list[float]) -> None:
+        torch.nn.Module.__init__(self)
+        self.quantiles, self.median = torch.tensor(quantiles, dtype=torch.float32), 1
+
+    def forward(self, numeric: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        return self.quantiles.expand(len(numeric), 2, 3)
+
+
+class Fixed(Samples):
+    def __init__(
+        self, target: np.ndarray, unit: float = 1.0, anchor: float = 0.0, day: np.ndarray | None = None
+    ) -> None:
+        values = torch.tensor(target, dtype=torch.float32)
+        units = torch.full_like(values, unit)
+        days = torch.zeros(len(target), dtype=torch.int64) if day is None else torch.tensor(day)
+        self.__dict__.update(
+            size=len(target), batch=Batch(values[:, None], values, values, units, anchor + unit * values, days)
+        )
+
+    def pairs(self, batch: int):  # type: ignore[no-untyped-def]
+        yield self.__dict__["batch"]
+
+
+def test_wmape_is_in_sales_not_in_units() -> None:
+    samples = Fixed(np.array([1.0, -2.0, 3.0]), unit=10, anchor=100)
+    assert calibration.wmape(Answers([-1, 0.5, 1]), samples, ALONE) == pytest.approx((5 + 25 + 25) / (110 + 80 + 130))
+
+
+def test_factors_make_each_side_hold_its_share() -> None:
+    """Errors drawn from a known law: the factor is the law's quantile over the half-width, within the bounds."""
+    random = np.random.default_rng(0)
+    target = np.where(random.random(200_000) < 0.5, -0.75, 1.2) * random.uniform(0, 1, 200_000)
+    lower, upper = calibration.interval_factors(Answers([-0.5, 0.0, 1.0]), Fixed(target), LEVELS, ALONE, 0, 1)
+    assert lower == pytest.approx(0.8 * 0.75 / 0.5, abs=0.01)
+    assert upper == pytest.approx(0.8 * 1.2 / 1.0, abs=0.01)
+
+
+def test_factors_are_bounded_and_1_without_samples() -> None:
+    wild = Fixed(np.array([-100.0] * 50 + [0.001] * 50))
+    assert calibration.interval_factors(Answers([-1, 0, 1]), wild, LEVELS, ALONE, 0, 1).tolist() == [1.6, 0.8]
+    one_sided = Fixed(np.full(10, 0.9))
+    assert calibration.interval_factors(Answers([-1, 0, 1]), one_sided, LEVELS, ALONE, 0, 1)[0] == 1.0
+
+
+def test_few_samples_widen_rather_than_narrow() -> None:
+    """With 3 scores no finite factor holds 80 % for sure: ceil(4 * 0.8) = 4 > 3, so the bound is used."""
+    assert (
+        calibration.interval_factors(Answers([-1, 0, 1]), Fixed(np.array([0.5, 0.6, 0.7])), LEVELS, ALONE, 0, 1)[1]
+        == 1.6
+    )
+
+
+def test_an_odd_week_does_not_decide() -> None:
+    """Four weeks with scores up to 1, one with scores up to 3: the factor is that of the usual week."""
+    random = np.random.default_rng(0)
+    target = random.uniform(0, 1, 50_000)
+    week = np.repeat(np.arange(5), 10_000)
+    target[week == 2] *= 3
+    upper = calibration.interval_factors(Answers([-1, 0, 1]), Fixed(target, day=7 * week), LEVELS, ALONE, 28, 5)[1]
+    assert upper == pytest.approx(0.8, abs=0.02)
+    pooled = calibration.interval_factors(Answers([-1, 0, 1]), Fixed(target), LEVELS, ALONE, 0, 1)[1]
+    assert pooled > 0.9
+
+
+@given(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=20), st.floats(-2, 2, width=32))
+def test_trust_is_the_largest_factor_with_nearly_the_least_error(targets: list[float], median: float) -> None:
+    samples = Fixed(np.array(targets), unit=10)
+    found = calibration.trust(Answers([median - 1, median, median + 1]), samples, ALONE)
+    errors = {factor: sum(abs(y - factor * median) for y in targets) for factor in calibration.TRUST}
+    limit = 1.05 * min(errors.values())
+    assert errors[found] <= limit + 1e-4
+    assert all(errors[factor] > limit - 1e-4 for factor in calibration.TRUST if factor > found)
+
+
+def test_a_network_hardly_worse_than_the_anchor_is_followed() -> None:
+    """It will have learned from these weeks, too."""
+    nearly = Fixed(np.array([0.4] * 10 + [5.0, -5.0] * 50))
+    assert calibration.trust(Answers([0.0, 1.0, 2.0]), nearly, ALONE) == 1.0
+
+
+def test_trust_without_samples() -> None:
+    assert calibration.trust(Answers([0.0, 1.0, 2.0]), Fixed(np.array([])), ALONE) == 1.0
+
+
+def test_a_network_worse_than_the_anchor_is_not_followed() -> None:
+    assert calibration.trust(Answers([1.0, 2.0, 3.0]), Fixed(np.array([-0.1, 0.1, 0.0])), ALONE) == 0.0
