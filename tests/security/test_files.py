@@ -102,7 +102,8 @@ def test_files_have_no_more_rights_than_the_umask_leaves(tmp_path: Path, umask: 
     code = (
         "import os, sys, pathlib\nfrom salescast.data import dataset\nfrom salescast.features.build import build_features\n"
         "os.umask(int(sys.argv[2])); root = pathlib.Path(sys.argv[1]) / 'work'\n"
-        "dataset.generate(root / 'data' / 'raw', 1, 1, 60, 1); build_features(root / 'data' / 'raw', root / 'data')\n"
+        "dataset.generate(root / 'data' / 'raw', 1, 1, 60, 1)\n"
+        "build_features(root / 'data' / 'raw', root / 'data')\n"
         "from salescast.runtime.lock import locked\n"
         "with locked(root): pass"
     )

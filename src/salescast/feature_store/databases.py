@@ -242,7 +242,7 @@ def read_options(feature_store_yaml: Path) -> tuple[str, dict[str, Any]]:
     if options.get("type") != "salescast.feature_store.online_store.RowOnlineStore":
         raise UserError(
             f"{feature_store_yaml}: online_store type {options.get('type')!r} cannot be served from; "
-            "use salescast.online_store.RowOnlineStore, apply and materialize again"
+            "run `salescast apply` and `salescast materialize` again"
         )
     return config["project"], options
 

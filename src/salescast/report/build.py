@@ -45,7 +45,7 @@ def build_report(workdir: Workdir) -> Path:
     results = _read(workdir)
     view = build_view(results)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("salescast"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("salescast.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "default": str, "allow_nan": False}
     environment.filters |= {"number": number, "percent": percent, "day": day, "title_of": title_of}

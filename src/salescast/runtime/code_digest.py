@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-SOURCE: Final = Path(__file__).parents[1]
+SOURCE: Final = Path(__file__).parents[2]
 FEATURES: Final = ("salescast.features.build",)
 RETRIEVAL: Final = ("salescast.feature_store.retrieval", "feast_asof.store", "feast_asof.ray_engine")
 TRAINING: Final = ("salescast.training.main",)

@@ -21,7 +21,7 @@ from salescast.training.main import run_plan
 from salescast.training.plan import Fit, Plan, Tracking
 from salescast.workdir import Workdir
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
