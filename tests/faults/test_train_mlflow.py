@@ -55,7 +55,7 @@ def test_mlflow_lost_in_the_middle_is_caught_up_later(plan_of: Callable[..., Pla
         port = probe.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
     plan = plan_of(tracking=Tracking(uri, "tests", "run", tmp_path / "journal", patience=10), patience=6)
-    folder = journal.journal_folder(plan)
+    folder = plan.journal
     assert folder is not None
     path = str(plan.write(tmp_path / "plan.json"))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
@@ -87,10 +87,10 @@ def test_mlflow_lost_in_the_middle_is_caught_up_later(plan_of: Callable[..., Pla
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=uri)
-        run = client.get_run(str(journal.run_id(plan)))
+        run = client.get_run(str(journal.run_id(plan.journal)))
         epochs = client.get_metric_history(run.info.run_id, "final/search/val_wmape")
         assert [metric.step for metric in epochs] == list(range(1, 7))
         assert run.info.status == "FINISHED"
         files = {file.path for file in client.list_artifacts(run.info.run_id, "bundle")}
         assert f"bundle/{bundle.FINAL}" in files
-    assert journal.exit_code(plan) == 0
+    assert journal.exit_code(plan.journal) == 0

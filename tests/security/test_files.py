@@ -100,7 +100,8 @@ def test_nothing_of_a_request_becomes_a_path(text: str) -> None:
 @pytest.mark.parametrize(("umask", "allowed"), [(0o077, 0o700), (0o027, 0o750), (0o022, 0o755)])
 def test_files_have_no_more_rights_than_the_umask_leaves(tmp_path: Path, umask: int, allowed: int) -> None:
     code = (
-        "import os, sys, pathlib\nfrom salescast.data import dataset\nfrom salescast.features.build import build_features\n"
+        "import os, sys, pathlib\nfrom salescast.data import dataset\n"
+        "from salescast.features.build import build_features\n"
         "os.umask(int(sys.argv[2])); root = pathlib.Path(sys.argv[1]) / 'work'\n"
         "dataset.generate(root / 'data' / 'raw', 1, 1, 60, 1)\n"
         "build_features(root / 'data' / 'raw', root / 'data')\n"

@@ -243,7 +243,7 @@ def test_every_week_that_the_import_accepts_can_be_trained_on(first: date, count
     sales.write_csv(tmp_path / "sales.csv")
     ingest.import_sales(tmp_path / "sales.csv", None, None, tmp_path / "raw", country=country)
     build_features(tmp_path / "raw", tmp_path / "data", horizon=52)
-    parts = [pl.read_parquet(tmp_path / "data" / f"{view}.parquet") for view in VIEWS]
+    parts = [pl.read_parquet(tmp_path / "data" / f"{view}.parquet") for view in build.VIEWS]
     joined = parts[0].join(parts[1].drop(TIMESTAMP), on=KEYS, how="left").join(parts[2], on=[*KEYS, TIMESTAMP])
     for service in (INFERENCE_SERVICE, INFERENCE_SERVICE_SEASONAL):
         built = inputs.build(joined, service, 52, retail_calendar.calendar(country))

@@ -15,7 +15,7 @@ from salescast.feature_store import repo, retrieval
 from salescast.model.config import TrainConfig
 from salescast.pipeline import reproduce, stages
 from salescast.runtime.atomic_files import sha256
-from salescast.tracking import journal, run_record
+from salescast.tracking import journal
 from salescast.tracking.run_record import Record
 from salescast.training.main import run_plan
 from salescast.training.plan import Fit, Plan, Tracking
@@ -113,7 +113,7 @@ def test_in_an_image_the_revision_comes_from_its_build(
     monkeypatch.setenv("SALESCAST_REVISION", "abc123")
     read.cache_clear()
     try:
-        found = run_record.collect(plan_of(), 4)
+        found = plan_of().record(4)
     finally:
         monkeypatch.undo()
         read.cache_clear()

@@ -24,7 +24,6 @@ from salescast.tracking.journal import (
     Journal,
     _unsent,
     exit_code,
-    journal_folder,
     run_id,
     send,
     tracked,
@@ -95,28 +94,28 @@ def plan(plan_of: PlanOf, tmp_path: Path) -> Plan:
 
 def test_switched_off_nothing_is_written(plan_of: PlanOf, tmp_path: Path) -> None:
     off = plan_of()
-    with tracked(off) as journal:
+    with tracked(off.tracking, off.journal, off.params) as journal:
         assert journal is None
-    assert (run_id(off), exit_code(off)) == (None, 0)
+    assert (run_id(off.journal), exit_code(off.journal)) == (None, 0)
 
 
 def test_everything_arrives_once(plan_of: PlanOf, tmp_path: Path) -> None:
     """A real store: parameters, metrics by step, files; a second start goes on with the same run."""
     from mlflow import MlflowClient
 
-    tracked = plan(plan_of, tmp_path)
+    training = plan(plan_of, tmp_path)
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "a.txt").write_text("content")
     for start in range(2):
-        with tracked(tracked) as journal:
+        with tracked(training.tracking, training.journal, training.params) as journal:
             assert journal is not None
             journal.metrics({"loss": 3.0 - start}, step=start)
             journal.artifacts(tmp_path / "files", "bundle")
-        assert exit_code(tracked) == 0
-    assert tracked.tracking is not None
-    client = MlflowClient(tracking_uri=tracked.tracking.uri)
+        assert exit_code(training.journal) == 0
+    assert training.tracking is not None
+    client = MlflowClient(tracking_uri=training.tracking.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
-    assert run.info.run_id == run_id(tracked)
+    assert run.info.run_id == run_id(training.journal)
     assert run.info.status == "FINISHED"
     assert run.data.params["data_digest"] == "demo"
     assert run.data.params["seed"] == "42"
@@ -127,14 +126,14 @@ def test_everything_arrives_once(plan_of: PlanOf, tmp_path: Path) -> None:
     # The store is emptied: everything is sent to a new run.
     client.delete_run(run.info.run_id)
     (tmp_path / "mlflow.db").unlink()
-    folder = journal_folder(tracked)
+    folder = training.journal
     assert folder is not None
     (folder / TARGET).write_text(
         (folder / TARGET).read_text().replace("mlflow.db", "new.db")
     )  # a fresh file, as SQLAlchemy keeps the old one open in this process
     send(folder)
     fresh = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/new.db")
-    again = fresh.get_run(str(run_id(tracked)))
+    again = fresh.get_run(str(run_id(training.journal)))
     assert again.info.run_id != run.info.run_id
     assert again.data.metrics == {"loss": 2.0}
 
@@ -167,11 +166,14 @@ def test_what_a_full_disk_did_not_take_is_written_when_there_is_space(tmp_path: 
 
 def test_a_folder_that_takes_nothing_is_an_error_before_any_work(plan_of: PlanOf, tmp_path: Path) -> None:
     tracked = plan(plan_of, tmp_path)
-    folder = journal.journal_folder(tracked)
+    folder = tracked.journal
     assert folder is not None
     folder.parent.mkdir(parents=True)
     folder.write_text("a file in its place")
-    with pytest.raises(UserError, match=r"cannot write the journal .* free space"), journal.tracked(tracked):
+    with (
+        pytest.raises(UserError, match=r"cannot write the journal .* free space"),
+        journal.tracked(tracked.tracking, folder, tracked.params),
+    ):
         pytest.fail("it began")
 
 

@@ -20,7 +20,7 @@ from salescast.evaluation.lineage import Evaluation, Fitted, Judged, Recipe
 from salescast.model import bundle
 from salescast.model.bundle import Bundle
 from salescast.schema import MODEL_NAME
-from salescast.tracking import mlflow, registry
+from salescast.tracking import registry
 from salescast.training.main import run_plan
 from salescast.training.plan import Plan
 from salescast.workdir import Workdir
@@ -236,7 +236,7 @@ def test_mlflow_lost_at_any_step_is_made_up_for(
     real = MlflowClient(tracking_uri=work.tracking_uri, registry_uri=work.tracking_uri)
     judged, run = put(1.1), run_of(work)
     with monkeypatch.context() as patched:
-        patched.setattr(mlflow, "mlflow_client", lambda _uri: Failing(real, method, done))
+        patched.setattr(registry, "mlflow_client", lambda _uri: Failing(real, method, done))
         with pytest.raises(UserError, match="connection lost"):
             registry.register(work, run, judged, GOOD, "ours")
     again = registry.register(work, run, judged, GOOD, "ours")
