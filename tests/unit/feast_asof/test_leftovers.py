@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -182,21 +183,22 @@ def test_what_a_killed_writer_of_a_saved_dataset_left_goes(local_repo: Any, cust
 
 
 def slow(folder: str, begun: str) -> int:
-    """A task that writes into the scratch folder some time after the retrieval has failed."""
-    import time
-
+    """A task that, cancelled, still has something to write."""
     Path(begun).touch()
     try:
-        time.sleep(3)
+        while True:  # a cancelled task is interrupted between two steps
+            time.sleep(0.05)
     finally:
-        with write.whole(Path(folder) / "late") as beside:
-            beside.write_text("late")
+        time.sleep(2)
+        try:
+            with write.whole(Path(folder) / "late") as beside:
+                beside.write_text("late")
+        finally:
+            Path(begun).with_name("ended").touch()
     return 1
 
 
 def broken(begun: str) -> int:
-    import time
-
     from feast_asof.errors import AsofError
 
     while not Path(begun).exists():
@@ -216,5 +218,6 @@ def test_a_failed_retrieval_leaves_nothing_although_tasks_still_run(cluster: str
     with pytest.raises(AsofError, match="no"), write.scratch(storage) as folder:
         ray_engine.run([(slow, (str(folder), begun)), (broken, (begun,))], "both")
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    assert Path(begun).exists()
+    while not (tmp_path / "ended").exists():
+        time.sleep(0.01)
     assert not list(storage.iterdir())
