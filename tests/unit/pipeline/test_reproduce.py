@@ -55,7 +55,7 @@ def run_id(plan: Plan) -> str:
 
 def test_the_record_says_what_the_run_was_made_of(trained: tuple[Workdir, Plan]) -> None:
     work, plan = trained
-    found, digest = reproduce.read_run(work, run_id(plan.journal))
+    found, digest = reproduce.read_run(work, run_id(plan))
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     if head.returncode == 0:
         assert str(found.git_revision).removesuffix("+changes") == head.stdout.strip()
@@ -66,14 +66,14 @@ def test_the_record_says_what_the_run_was_made_of(trained: tuple[Workdir, Plan])
     assert digest == json.loads((work.models / "model_metadata.json").read_text())["digest"]
     from mlflow import MlflowClient
 
-    tags = MlflowClient(tracking_uri=work.tracking_uri).get_run(run_id(plan.journal)).data.tags
+    tags = MlflowClient(tracking_uri=work.tracking_uri).get_run(run_id(plan)).data.tags
     assert tags["dataset_digest"] == found.dataset_digest and tags["hardware_machine"] == found.hardware["machine"]
 
 
 def test_a_repetition_has_the_same_digests_and_leaves_the_workdir_as_it_was(trained: tuple[Workdir, Plan]) -> None:
     work, plan = trained
     before = {path: path.stat().st_mtime_ns for path in work.root.rglob("*.*") if "mlflow" not in path.name}
-    found = reproduce.reproduce(work, run_id(plan.journal), work.raw)
+    found = reproduce.reproduce(work, run_id(plan), work.raw)
     assert found[-1].what == "bundle digest" and found[-1].same
     assert {row.what for row in found if not row.same} <= {"git revision"}  # files may be edited while tests run
     assert {path: path.stat().st_mtime_ns for path in work.root.rglob("*.*") if "mlflow" not in path.name} == before
@@ -83,14 +83,14 @@ def test_other_data_and_unknown_runs_are_refused(trained: tuple[Workdir, Plan], 
     work, plan = trained
     dataset.generate(tmp_path / "raw", 3, 2, 81, 1)
     with pytest.raises(UserError, match=r"was made from dataset .*raw holds .*; name the folder .* with --data"):
-        reproduce.reproduce(work, run_id(plan.journal), tmp_path / "raw")
+        reproduce.reproduce(work, run_id(plan), tmp_path / "raw")
     with pytest.raises(UserError, match=r"run '../x' has no readable record"):
         reproduce.reproduce(work, "../x", work.raw)
 
 
 def test_a_changed_setting_shows_as_another_digest(trained: tuple[Workdir, Plan]) -> None:
     work, plan = trained
-    recorded, digest = reproduce.read_run(work, run_id(plan.journal))
+    recorded, digest = reproduce.read_run(work, run_id(plan))
     other = dataclasses.replace(recorded, python="3.1", hardware={"cores": 99})
     rows = reproduce.compare(recorded, other, (digest, "x"))
     assert {row.what for row in rows if not row.same} == {
