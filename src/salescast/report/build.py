@@ -1,11 +1,9 @@
-"""One HTML file for the demand planner first and the engineer after: forecasts, their accuracy, the data, the run.
+"""One HTML file for the demand planner first, then the engineer: forecasts, their accuracy, the data, the run.
 
-The file holds all it needs (no network). Plotly draws the charts: it ships its script in the wheel and brings zoom,
-touch and image export. What the file says is computed here (`report_data`); the browser only shows it.
+The file holds all it needs and opens without a network. `view` computes what it shows; the browser only draws it, with
+uPlot (templates/uPlot.*, version 1.6.32 from npm, MIT license beside it).
 """
 
-import base64
-import gzip
 import json
 from datetime import date, timedelta
 from pathlib import Path
@@ -14,19 +12,14 @@ from typing import Final
 import jinja2
 import numpy as np
 import polars as pl
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from salescast.data import dataset
 from salescast.errors import UserError
-from salescast.report import view
+from salescast.report.results import Results, RunRecord
 from salescast.report.view import build_view
 from salescast.runtime import parquet
 from salescast.runtime.atomic_files import replace_file
-from salescast.schema import KEYS
 from salescast.workdir import Workdir
-
-MAX_FORECASTS: Final = 500_000  # rows that the page holds for its download, about 24 bytes each
 
 MODEL_TITLES: Final = {
     "seasonal_naive": "same week last year",
@@ -37,39 +30,21 @@ MODEL_TITLES: Final = {
 
 
 def build_report(workdir: Workdir) -> Path:
-    """Write `workdir.report` from what the other stages left in `workdir`; its path.
+    """Write `workdir.report` from what the other stages left in `workdir`; return its path.
 
-    A part whose files are not there is replaced by a sentence that names the command to run. Raises UserError when
+    A part whose files do not exist is replaced by a sentence that names the command to run. Raises UserError when
     there are no sales, or a file cannot be read.
     """
-    results = _read(workdir)
-    view = build_view(results)
+    view = build_view(_read(workdir))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("salescast.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "default": str, "allow_nan": False}
     environment.filters |= {"number": number, "percent": percent, "day": day, "title_of": title_of}
-    page = environment.get_template("report.html").generate(
-        **view,
-        all_forecasts=packed(results.forecasts),
-        forecast_rows=0 if results.forecasts is None else results.forecasts.height,
-        titles=MODEL_TITLES,
-        plotly=Markup(get_plotlyjs()),
-    )
+    page = environment.get_template("report.html").generate(vars(view))
     with replace_file(workdir.report) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(page)
     return workdir.report
-
-
-def packed(forecasts: pl.DataFrame | None) -> str | None:
-    """Every forecast as CSV, gzipped, in base64; None where there are none or more than MAX_FORECASTS rows."""
-    if forecasts is None or forecasts.height > MAX_FORECASTS:
-        return None
-    columns = {"low": "p10", "forecast": "forecast", "high": "p90"}
-    rounded = {name: pl.col(column).round_sig_figs(view.DIGITS) for name, column in columns.items()}
-    table = forecasts.sort(*KEYS, "week").select(*KEYS, "week", **rounded)
-    text = table.write_csv(include_bom=True, line_terminator="\r\n")
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def number(value: float | None) -> str:
@@ -95,10 +70,10 @@ def title_of(model: str) -> str:
     return MODEL_TITLES.get(model, model)
 
 
-def _read(workdir: Workdir) -> view.Results:
+def _read(workdir: Workdir) -> Results:
     path = workdir.root / "run.json"
     try:
-        run = json.loads(path.read_text()) if path.exists() else {}
+        run: RunRecord = json.loads(path.read_text()) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run `salescast run` again") from None
     raw = dataset.load(workdir.raw)
@@ -109,7 +84,7 @@ def _read(workdir: Workdir) -> view.Results:
             "run the stages from `salescast features` to `salescast forecast --all` with the new sales"
         )
     rejected = workdir.raw / dataset.REJECTED
-    return view.Results(
+    return Results(
         raw=raw,
         forecasts=forecasts,
         backtest=_table(workdir.backtest, "salescast backtest"),

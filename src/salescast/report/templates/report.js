@@ -1,16 +1,19 @@
 "use strict";
-(() => {
+(async () => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const WEEK = 7 * 86400e3;
+  const seconds = (week) => Date.parse(week) / 1000;
   const plus = (week, n) => new Date(Date.parse(week) + n * WEEK).toISOString().slice(0, 10);
 
   // Numbers and dates. A missing value is a dash, never a zero.
-  const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
-  const fine = new Intl.NumberFormat("en-US", { maximumFractionDigits: 2 });
-  const share = new Intl.NumberFormat("en-US", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
-  const change = new Intl.NumberFormat("en-US", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1, signDisplay: "exceptZero" });
+  const format = (options) => new Intl.NumberFormat("en-US", options);
+  const whole = format({ maximumFractionDigits: 0 });
+  const fine = format({ maximumFractionDigits: 2 });
+  const compact = format({ notation: "compact", maximumSignificantDigits: 3 });
+  const share = format({ style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
+  const change = format({ style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1, signDisplay: "exceptZero" });
   const dates = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric", timeZone: "UTC" });
   const missing = (value) => value === null || value === undefined;
   const show = (value) => missing(value) ? "–" : (Math.abs(value) >= 100 ? whole : fine).format(value);
@@ -18,8 +21,8 @@
   const showChange = (now, before) => missing(now) || !(before > 0) ? "–" : change.format(now / before - 1);
   const showDate = (week) => dates.format(new Date(week));
   const total = (values) => {
-    const seen = values.filter((value) => !missing(value));
-    return seen.length ? seen.reduce((sum, value) => sum + value, 0) : null;
+    const known = values.filter((value) => !missing(value));
+    return known.length ? known.reduce((sum, value) => sum + value, 0) : null;
   };
   const element = (tag, text, name) => {
     const made = document.createElement(tag);
@@ -28,109 +31,136 @@
     return made;
   };
 
-  // What can be picked: place -> dept (null = all) -> row of the data.
-  const rows = new Map();
-  data.place.forEach((place, row) => {
-    if (!rows.has(place)) rows.set(place, new Map());
-    rows.get(place).set(data.dept[row], row);
-  });
-  const placeName = (place) =>
-    place === "*" ? "All stores" : place.startsWith("r:") ? `Region ${place.slice(2)}` : `Store ${place.slice(2)}`;
-  const deptName = (dept) => dept === null ? "all departments" : `department ${dept}`;
-  const rank = { "*": 0, r: 1, s: 2 };
-  const places = [...rows.keys()].sort((a, b) => rank[a[0]] - rank[b[0]] || a.localeCompare(b, "en", { numeric: true }));
-  const depts = (place) => [...rows.get(place).keys()].sort((a, b) => (a ?? -1e12) - (b ?? -1e12));
-  const picked = { place: null, dept: null };
-  const row = () => rows.get(picked.place).get(picked.dept);
-  const yearBefore = (week) => {
-    const at = data.weeks.indexOf(plus(week, -52));
-    return at < 0 ? null : data.sales[row()][at];
+  // The numbers of all entries: float32, the four bytes of each value apart (see columns.py). A row is put together
+  // when it is asked for.
+  const unpack = async (text) => {
+    const zipped = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+    const stream = new Blob([zipped]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  };
+  const planes = await unpack($("columns").textContent);
+  const size = planes.length / 4;
+  const row = (name, entry) => {
+    if (!data.layout[name]) return null;
+    const [start, width] = data.layout[name];
+    const view = new DataView(new ArrayBuffer(4));
+    return Array.from({ length: width }, (_, i) => {
+      for (let byte = 0; byte < 4; byte++) view.setUint8(byte, planes[byte * size + start + entry * width + i]);
+      const value = view.getFloat32(0, true);
+      // The digits that float32 holds: 0.1 instead of 0.10000000149.
+      return Number.isNaN(value) ? null : Number(value.toPrecision(8));
+    });
   };
 
-  const withHoliday = (weeks, values) => ({ customdata: values.map((value, i) => [show(value), data.holidays[weeks[i]]].filter(Boolean).join(" · ")) });
+  // Entries: a place ("*", "r:REGION", "s:STORE") and a department (null: all of them).
+  const entries = new Map();
+  const keyOf = (place, dept) => `${place} ${dept ?? "all"}`;
+  data.place.forEach((place, i) => entries.set(keyOf(data.places[place], data.dept[i]), i));
+  const single = !data.dept.includes(null);
+  const placeOf = (entry) => data.places[data.place[entry]];
+  const placeName = (place) =>
+    place === "*" ? "All stores" : place.startsWith("r:") ? `Region ${place.slice(2)}` : `Store ${place.slice(2)}`;
+  const nameOf = (entry) => placeName(placeOf(entry)) +
+    (single ? "" : data.dept[entry] === null ? ", all departments" : `, department ${data.dept[entry]}`);
+  let picked = null; // the entry, with its rows
 
-  // Charts. Colours are the page's own, so that they follow its light and dark scheme.
-  const coarse = matchMedia("(pointer: coarse)").matches;
+  const load = (entry) => {
+    const sales = row("sales", entry);
+    const before = data.ahead.map((week) => sales[data.weeks.indexOf(plus(week, -52))] ?? null);
+    const [low, mid, high, test, missed] = ["low", "mid", "high", "test", "missed"].map((name) => row(name, entry));
+    return { entry, sales, before, low, mid, high, test, missed };
+  };
+
+  // Charts. Colors are the page's own and follow its light or dark scheme; print is always light.
   const narrow = matchMedia("(max-width: 760px)");
-  const config = { displaylogo: false, responsive: true, displayModeBar: false };
-  const withTools = { ...config, displayModeBar: !coarse, modeBarButtons: [["toImage", "resetScale2d"]] };
-  const layout = (extra) => ({
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x unified", dragmode: coarse ? false : "zoom",
-    font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: css("--muted") },
-    hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink"), size: 13 } },
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { size: 12 } },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--year"), activecolor: css("--accent") },
-    margin: { l: 8, r: 8, t: 8, b: 8 },
-    ...extra,
-    xaxis: { automargin: true, gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, fixedrange: coarse, ...extra.xaxis },
-    yaxis: { automargin: true, gridcolor: css("--line"), zerolinecolor: css("--year"), fixedrange: true, ...extra.yaxis },
+  const printing = () => document.documentElement.classList.contains("printing");
+  const PRINT_WIDTH = 640;
+  const axis = (extra) => ({
+    stroke: css("--muted"), font: `12px ${getComputedStyle(document.body).fontFamily}`,
+    grid: { stroke: css("--line"), width: 1 }, ticks: { show: false }, ...extra,
   });
-  const line = (name, x, y, color, style = {}) => ({
-    name, x, y, mode: "lines", line: { color: css(color), width: 2, ...style }, hovertemplate: "%{customdata}", customdata: y.map(show), connectgaps: false,
-  });
-
+  const line = (label, color, extra = {}) => ({ label, stroke: css(color), width: 2, points: { show: false }, ...extra });
+  const plot = (id, options, values) => {
+    const box = $(id);
+    box.plot?.destroy();
+    const width = printing() ? PRINT_WIDTH : box.clientWidth;
+    const made = new uPlot({ width, height: box.classList.contains("tall") && !narrow.matches ? 360 : 280, ...options }, values, box);
+    box.plot = made;
+    return made;
+  };
+  const shade = (u) => {
+    const { left, top, width, height } = u.bbox;
+    u.ctx.save();
+    u.ctx.beginPath();
+    u.ctx.rect(left, top, width, height);
+    u.ctx.clip();
+    u.ctx.fillStyle = css("--band");
+    const at = (week) => u.valToPos(seconds(week), "x", true);
+    for (const week of Object.keys(data.holidays)) u.ctx.fillRect(at(plus(week, -0.5)), top, at(plus(week, 0.5)) - at(plus(week, -0.5)), height);
+    u.ctx.fillStyle = css("--year");
+    u.ctx.fillRect(Math.round(at(plus(data.weeks.at(-1), 0.5))), top, Math.ceil(devicePixelRatio), height);
+    u.ctx.restore();
+  };
   const drawSeries = () => {
-    const at = row();
-    const edge = data.ahead.length ? data.ahead[data.ahead.length - 1] : data.weeks[data.weeks.length - 1];
-    const traces = [{ ...line("sold", data.weeks, data.sales[at], "--history"), ...withHoliday(data.weeks, data.sales[at]) }];
-    if (data.test && data.test[at].some((value) => !missing(value))) {
-      traces.push(line(narrow.matches ? "tested" : `forecast of ${showDate(data.cutoff)}`, data.tested, data.test[at], "--tested", { dash: "dot" }));
+    const { sales, before, low, mid, high, test } = picked;
+    const weeks = [...data.weeks, ...data.ahead];
+    const past = (values) => [...values, ...data.ahead.map(() => null)];
+    const next = (values) => [...data.weeks.map(() => null), ...values];
+    const value = (u, y, series, i) => missing(y) ? "–" : show(y) + (series === 1 && data.holidays[weeks[i]] ? ` (${data.holidays[weeks[i]]})` : "");
+    const columns = [[line("sold", "--history", { points: { show: sales.includes(null), size: 4 } }), past(sales)]];
+    if (test?.some((y) => !missing(y))) {
+      const tested = new Map(data.tested.map((week, i) => [week, test[i]]));
+      columns.push([line(`backtest from ${showDate(data.cutoff)}`, "--tested", { dash: [3, 3] }), weeks.map((week) => tested.get(week) ?? null)]);
     }
-    if (data.mid) {
-      if (data.low[at].some((value) => !missing(value))) {
-        const fan = { line: { width: 0, color: css("--accent") }, fillcolor: css("--fan") };
-        traces.push({ ...line("low", data.ahead, data.low[at], "--accent"), ...fan, showlegend: false });
-        traces.push({ ...line("low to high", data.ahead, data.high[at], "--accent"), ...fan, fill: "tonexty" });
+    const bands = [];
+    if (mid) {
+      columns.push([line("a year before", "--year", { width: 1.5, dash: [6, 4] }), next(before)]);
+      if (low.some((y) => !missing(y))) {
+        bands.push({ series: [columns.length + 1, columns.length + 2], fill: css("--fan") });
+        columns.push([line("high", "--accent", { width: 0.5 }), next(high)], [line("low", "--accent", { width: 0.5 }), next(low)]);
       }
-      traces.push(line("a year before", data.ahead, data.ahead.map(yearBefore), "--year", { width: 1.5, dash: "dash" }));
-      traces.push({ ...line("forecast", data.ahead, data.mid[at], "--accent", { width: 2.5 }), mode: "lines+markers", marker: { size: 5 },
-        ...withHoliday(data.ahead, data.mid[at]) });
+      columns.push([line("forecast", "--accent", { width: 2.5, points: { show: true, size: 5, fill: css("--accent") } }), next(mid)]);
     }
-    const bands = Object.keys(data.holidays).map((week) => ({
-      type: "rect", layer: "below", yref: "paper", y0: 0, y1: 1, x0: plus(week, -0.5), x1: plus(week, 0.5), line: { width: 0 }, fillcolor: css("--band"),
-    }));
-    const today = { type: "line", yref: "paper", y0: 0, y1: 1, x0: plus(data.weeks[data.weeks.length - 1], 0.5),
-      x1: plus(data.weeks[data.weeks.length - 1], 0.5), line: { color: css("--year"), width: 1, dash: "dot" } };
-    Plotly.react("chart", traces, layout({
-      shapes: [...bands, today],
-      xaxis: { type: "date", hoverformat: "week ending %-d %b %Y", range: [plus(narrow.matches ? plus(edge, -60) : data.weeks[0], -1), plus(edge, 1)], showgrid: false },
-      yaxis: { tickformat: "~s" },
-    }), withTools);
+    const first = narrow.matches && !printing() ? plus(weeks.at(-1), -60) : weeks[0];
+    plot("chart", {
+      tzDate: (stamp) => uPlot.tzDate(new Date(stamp * 1000), "UTC"),
+      series: [{ label: "week ending", value: (u, x) => missing(x) ? "–" : showDate(x * 1000) }, ...columns.map(([one]) => ({ ...one, value }))],
+      axes: [axis({ grid: { show: false } }), axis({ size: 62, values: (u, ticks) => ticks.map((y) => compact.format(y)) })],
+      scales: { x: { min: seconds(plus(first, -1)), max: seconds(plus(weeks.at(-1), 1)), time: true } },
+      bands, hooks: { drawClear: [shade] },
+      cursor: { y: false, points: { size: 7 } },
+    }, [weeks.map(seconds), ...columns.map(([, values]) => values)]);
+    $("chart").plot.setScale("x", { min: seconds(plus(first, -1)), max: seconds(plus(weeks.at(-1), 1)) });
   };
 
   const drawBacktest = () => {
     const charts = data.charts;
-    if (charts.error) {
-      const colors = Object.keys(charts.error).filter((name) => name !== data.model);
-      const traces = Object.entries(charts.error).map(([name, values]) => {
-        const own = name === data.model;
-        return { ...line(name, charts.horizon, values, own ? "--m1" : `--m${2 + colors.indexOf(name) % 5}`, own ? { width: 3 } : { width: 1.8, dash: "dot" }),
-          mode: "lines+markers", marker: { size: own ? 6 : 4 }, hovertemplate: "%{y:.1%}" };
-      });
-      Plotly.react("error", traces, layout({
-        xaxis: { title: { text: "weeks ahead", font: { size: 13 } }, dtick: Math.max(1, Math.ceil(charts.horizon.length / 10)), showgrid: false },
-        yaxis: { tickformat: ".0%", rangemode: "tozero" },
-      }), config);
-    }
-    if (charts.below) {
-      const names = [["p90", "high (90%)", "--m2", 0.9], ["yhat", "forecast (50%)", "--m1", 0.5], ["p10", "low (10%)", "--m3", 0.1]];
-      Plotly.react("below", names.map(([name, title, color]) => ({ ...line(title, charts.horizon, charts.below[name], color), mode: "lines+markers", hovertemplate: "%{y:.1%}" })),
-        layout({
-          shapes: names.map(([, , color, level]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: level, y1: level, line: { color: css(color), width: 1, dash: "dot" } })),
-          xaxis: { title: { text: "weeks ahead", font: { size: 13 } }, dtick: Math.max(1, Math.ceil(charts.horizon.length / 10)), showgrid: false },
-          yaxis: { tickformat: ".0%", range: [0, 1], dtick: 0.1 },
-        }), config);
-    }
-    if (charts.importance) {
-      Plotly.react("importance", [{ type: "bar", orientation: "h", x: charts.importance.increase, y: charts.importance.group,
-        marker: { color: css("--m1") }, hovertemplate: "%{x:+.2%}<extra></extra>" }],
-      layout({ hovermode: "closest", xaxis: { tickformat: "+.1%", title: { text: "increase of WMAPE", font: { size: 13 } } }, yaxis: { autorange: "reversed", showgrid: false, ticksuffix: "  " } }), config);
-    }
+    if (!charts || !$("error")) return;
+    const percent = (u, y) => showShare(y);
+    const options = (series, range) => ({
+      series: [{ label: "weeks ahead", value: (u, x) => x ?? "–" }, ...series],
+      scales: { x: { time: false }, y: { range } },
+      axes: [axis({ grid: { show: false }, incrs: [1, 2, 5, 10] }), axis({ size: 50, values: (u, ticks) => ticks.map((y) => `${Math.round(100 * y)}%`) })],
+      cursor: { y: false, drag: { x: false } },
+    });
+    const names = Object.keys(charts.error);
+    const rivals = names.filter((name) => name !== data.model);
+    const errors = names.map((name) => name === data.model ? line(name, "--m1", { width: 3, value: percent })
+      : line(name, `--m${2 + rivals.indexOf(name) % 5}`, { dash: [4, 3], value: percent }));
+    plot("error", options(errors, (u, low, high) => [0, high * 1.05]), [charts.horizon, ...names.map((name) => charts.error[name])]);
+    const levels = [["p90", "high (90%)", "--m2", 0.9], ["yhat", "forecast (50%)", "--m1", 0.5], ["p10", "low (10%)", "--m3", 0.1]];
+    const below = levels.map(([, label, color]) => line(label, color, { value: percent }));
+    const promised = (u) => levels.forEach(([, , color, level]) => {
+      u.ctx.fillStyle = css(color);
+      u.ctx.fillRect(u.bbox.left, Math.round(u.valToPos(level, "y", true)), u.bbox.width, 1);
+    });
+    plot("below", { ...options(below, [0, 1]), hooks: { drawClear: [promised] } }, [charts.horizon, ...levels.map(([name]) => charts.below[name])]);
   };
 
-  // The chosen series in numbers.
+  // The selected entry in numbers.
   const header = ["week", "low", "forecast", "high", "a_year_before", "holiday"];
-  const weekRows = () => data.ahead.map((week, i) => [week, data.low[row()][i], data.mid[row()][i], data.high[row()][i], yearBefore(week), data.holidays[week] ?? ""]);
+  const weekRows = () => data.ahead.map((week, i) =>
+    [week, picked.low[i], picked.mid[i], picked.high[i], picked.before[i], data.holidays[week] ?? ""]);
   const tile = (term, value, detail) => {
     const box = document.createElement("div");
     const number = element("dd", value);
@@ -139,61 +169,190 @@
     return box;
   };
   const fillTiles = () => {
-    const at = row();
-    const sold = data.sales[at];
-    const last = sold.findLastIndex((value) => !missing(value));
-    const tiles = [tile("Last week sold", show(sold[last]), last < 0 ? "" : `week ending ${showDate(data.weeks[last])}`)];
-    if (data.mid) {
-      const next = total(data.mid[at]);
-      const before = total(data.ahead.map(yearBefore));
-      const range = missing(data.low[at][0]) ? "a sum, without a range" : `likely ${show(data.low[at][0])} to ${show(data.high[at][0])}`;
-      tiles.push(tile("Next week", show(data.mid[at][0]), range));
-      tiles.push(tile(`Next ${data.ahead.length} weeks`, show(next), `${showChange(next, before)} on the year before`));
+    const { sales, mid, low, high, before, missed } = picked;
+    const last = sales.findLastIndex((value) => !missing(value));
+    const tiles = [tile("Last week sold", show(sales[last]), last < 0 ? "" : `week ending ${showDate(data.weeks[last])}`)];
+    if (mid) {
+      tiles.push(tile("Next week", show(mid[0]), missing(low[0]) ? "a sum, without a range" : `${show(low[0])} to ${show(high[0])}`));
+      tiles.push(tile(`Next ${data.ahead.length} weeks`, show(total(mid)), `${showChange(total(mid), total(before))} on the year before`));
     }
-    if (data.missed) tiles.push(tile("Usual error", showShare(data.missed[at]), "of sales, when it was tested"));
+    if (missed) tiles.push(tile("Error in the backtest", showShare(missed[0]), "of the sales (WMAPE)"));
     $("tiles").replaceChildren(...tiles);
   };
   const fillTable = () => {
-    if (!data.mid) return;
+    if (!picked.mid) return;
     $("weeks").tBodies[0].replaceChildren(...weekRows().map(([week, low, mid, high, before, holiday]) => {
       const made = document.createElement("tr");
       const first = element("th", showDate(week));
       first.scope = "row";
+      if (holiday) first.append(element("small", holiday));
       made.append(first, element("td", show(low), "num"), element("td", show(mid), "num main"), element("td", show(high), "num"),
-        element("td", show(before), "num"), element("td", showChange(mid, before), "num"), element("td", holiday));
+        element("td", show(before), "num"), element("td", showChange(mid, before), "num"), element("td", holiday, "wide"));
       return made;
     }));
   };
-
-  const fillSelect = (select, options, value) => {
-    select.replaceChildren(...options.map(([key, name]) => new Option(name, key, false, key === value)));
+  const button = (text, name, action) => {
+    const made = element("button", text, name);
+    made.type = "button";
+    made.addEventListener("click", action);
+    return made;
   };
-  const key = (dept) => dept === null ? "all" : String(dept);
-  const pick = (place, dept) => {
-    picked.place = rows.has(place) ? place : places[0];
-    const known = depts(picked.place);
-    picked.dept = known.includes(dept) ? dept : known[0];
-    fillSelect($("place"), places.map((name) => [name, placeName(name)]), picked.place);
-    if ($("dept")) fillSelect($("dept"), known.map((name) => [key(name), name === null ? "All departments" : `Department ${name}`]), key(picked.dept));
-    const name = placeName(picked.place) + ($("dept") ? `, ${deptName(picked.dept)}` : "");
+  const fillUp = () => {
+    const [place, dept] = [placeOf(picked.entry), data.dept[picked.entry]];
+    const wider = [[place, null], ["*", dept], ["*", null], ["*", data.dept[0]]].map(([p, d]) => entries.get(keyOf(p, d)));
+    const others = [...new Set(wider)].filter((entry) => entry !== undefined && entry !== picked.entry);
+    $("up").replaceChildren(...others.map((entry) => button(nameOf(entry), "link", () => choose(entry))));
+  };
+
+  const top = entries.get(keyOf("*", single ? data.dept[data.place.findIndex((place) => data.places[place] === "*")] : null));
+  const pick = (entry) => {
+    picked = load(entry ?? top);
+    const name = nameOf(picked.entry);
     $("picked").textContent = name;
-    $("chart").setAttribute("aria-label", `${name}: sales of the last ${data.weeks.length} weeks${data.mid ? " and forecast; the numbers are in the table below" : ""}`);
+    $("chart").setAttribute("aria-label", `${name}: sales of the last ${data.weeks.length} weeks${picked.mid ? " and forecast; the numbers are in the table below" : ""}`);
     if ($("said")) $("said").textContent = "";
+    document.querySelectorAll("#exceptions [data-place]").forEach((one) =>
+      one.toggleAttribute("aria-current", entryOf(one) === picked.entry));
+    fillUp();
     fillTiles();
     fillTable();
     drawSeries();
   };
-  const choose = (place, dept) => {
-    pick(place, dept);
-    location.hash = new URLSearchParams({ place: picked.place, dept: key(picked.dept) }).toString();
+  const entryOf = ({ dataset: { place, dept } }) => entries.get(`${place} ${dept}`);
+  const choose = (entry) => {
+    pick(entry);
+    const dept = data.dept[picked.entry];
+    location.hash = new URLSearchParams({ place: placeOf(picked.entry), dept: dept ?? "all" }).toString();
   };
   const fromAddress = () => {
     const asked = new URLSearchParams(location.hash.slice(1));
-    const dept = asked.get("dept");
-    return asked.has("place") ? [asked.get("place"), dept === "all" || dept === null ? null : Number(dept)] : null;
+    return entries.get(`${asked.get("place")} ${asked.get("dept") ?? "all"}`);
   };
 
-  // Tables to take away.
+  // Search. "12 3", "store 12 dept 3", "dept 3", a region, a type; every word narrows the matches.
+  const SHOWN = 50;
+  const kinds = { "*": 0, r: 1, s: 2 };
+  const sorted = () => {
+    const rank = data.places.map((place) => [kinds[place[0]], Number(place.slice(2)) || 0]);
+    return data.place.map((_, i) => i).sort((a, b) => {
+      const [[kindA, idA], [kindB, idB]] = [rank[data.place[a]], rank[data.place[b]]];
+      return kindA - kindB || idA - idB || data.place[a] - data.place[b] || (data.dept[a] ?? -1e12) - (data.dept[b] ?? -1e12);
+    });
+  };
+  let order = null;
+  const parse = (query) => {
+    const asked = { store: null, dept: null, numbers: [], words: [] };
+    let field = null;
+    for (const token of query.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []) {
+      const [, word, id] = token.match(/^(stores?|departments?|dept|depts)?(\d+)?$/) ?? [];
+      if (word) field = word[0] === "s" ? "store" : "dept";
+      if (id && field) [asked[field], field] = [id, null];
+      else if (id) asked.numbers.push(id);
+      else if (!word) asked.words.push(token);
+    }
+    for (const field of ["store", "dept"]) {
+      if (asked[field] === null && asked.numbers.length + (asked.store !== null) > 1) asked[field] = asked.numbers.shift();
+    }
+    if (asked.store !== null && asked.dept === null && asked.numbers.length) asked.dept = asked.numbers.shift();
+    return asked;
+  };
+  // 0: equal, 1: starts with it, NaN: no match.
+  const compare = (id, asked) => id === asked ? 0 : id.startsWith(asked) ? 1 : NaN;
+  const score = (entry, asked) => {
+    const place = placeOf(entry);
+    const store = place[0] === "s" ? place.slice(2) : "";
+    const dept = String(data.dept[entry] ?? "");
+    let points = 0;
+    if (asked.store !== null) points += 2 * compare(store, asked.store);
+    if (asked.dept !== null) points += single ? NaN : compare(dept, asked.dept);
+    for (const id of asked.numbers) {
+      const found = [2 * compare(store, id), 1 + 2 * compare(dept, id)].filter((value) => !Number.isNaN(value));
+      points += found.length ? Math.min(...found) : NaN;
+    }
+    if (asked.words.length && !Number.isNaN(points)) {
+      const facts = `${placeName(place)} ${data.facts[place] ?? ""}`.toLowerCase().match(/[\p{L}\p{N}]+/gu);
+      for (const word of asked.words) points += Math.min(...facts.map((fact) => fact.startsWith(word) ? compare(fact, word) : Infinity));
+    }
+    return points;
+  };
+  const search = (query) => {
+    order ??= sorted();
+    const asked = parse(query);
+    const groups = new Map();
+    let count = 0;
+    for (const entry of order) {
+      const points = score(entry, asked);
+      if (!Number.isFinite(points)) continue;
+      count += 1;
+      if (!groups.has(points)) groups.set(points, []);
+      if (groups.get(points).length < SHOWN) groups.get(points).push(entry);
+    }
+    return { count, matches: [...groups.keys()].sort((a, b) => a - b).flatMap((points) => groups.get(points)).slice(0, SHOWN) };
+  };
+  const query = $("query");
+  let active = -1;
+  const close = () => {
+    $("matches").hidden = true;
+    query.setAttribute("aria-expanded", "false");
+    query.removeAttribute("aria-activedescendant");
+  };
+  const activate = (at) => {
+    const options = [...$("matches").querySelectorAll("[role=option]")];
+    options[active]?.setAttribute("aria-selected", "false");
+    active = options.length ? (at + options.length) % options.length : -1;
+    if (active < 0) return;
+    options[active].setAttribute("aria-selected", "true");
+    options[active].scrollIntoView({ block: "nearest" });
+    query.setAttribute("aria-activedescendant", options[active].id);
+  };
+  const take = (entry) => {
+    query.value = "";
+    close();
+    choose(entry);
+  };
+  const list = () => {
+    const { count, matches } = search(query.value);
+    $("matches").replaceChildren(...matches.map((entry, i) => {
+      const made = element("li", nameOf(entry));
+      const facts = data.facts[placeOf(entry)];
+      if (facts) made.append(element("small", facts));
+      made.id = `match-${i}`;
+      made.role = "option";
+      made.dataset.entry = entry;
+      made.ariaSelected = "false";
+      return made;
+    }));
+    const said = count > matches.length ? `${whole.format(count)} matches, the first ${matches.length} listed; type more to narrow them`
+      : count ? `${count} ${count === 1 ? "match" : "matches"}` : "Nothing matches.";
+    $("count").textContent = said;
+    $("count").className = "note";
+    $("matches").hidden = !count;
+    query.setAttribute("aria-expanded", String(Boolean(count)));
+    active = -1;
+    if (query.value) activate(0);
+  };
+  query.addEventListener("input", list);
+  query.addEventListener("focus", list);
+  query.addEventListener("blur", () => { close(); $("count").className = "hidden"; });
+  query.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") { query.value = ""; close(); return; }
+    if (event.key === "Enter") {
+      const option = $("matches").hidden ? null : $("matches").querySelector("[aria-selected=true]");
+      if (option) take(Number(option.dataset.entry));
+    } else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
+      if ($("matches").hidden) list();
+      activate(event.key === "ArrowDown" ? active + 1 : Math.max(active, 0) - 1);
+    } else return;
+    event.preventDefault();
+  });
+  // mousedown: before the input loses the focus and closes the list.
+  $("matches").addEventListener("mousedown", (event) => {
+    event.preventDefault();
+    const option = event.target.closest("[role=option]");
+    if (option) take(Number(option.dataset.entry));
+  });
+
+  // Tables to copy and save.
   const quoted = (value) => missing(value) ? "" : /[",\n\t]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value);
   const text = (lines, separator) => lines.map((cells) => cells.map(quoted).join(separator)).join("\r\n") + "\r\n";
   const save = (name, ...parts) => {
@@ -212,22 +371,27 @@
       $("said").textContent = "This browser does not let a page copy; the table is selected, press Ctrl+C.";
     }
   };
-  // The series that can be chosen may be fewer than all: the file of all forecasts is in the page as a whole, gzipped.
-  const saveAll = async () => {
-    const packed = Uint8Array.from(atob($("all-forecasts").textContent), (char) => char.charCodeAt(0));
-    const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-    save("forecasts.csv", await new Response(unpacked).blob());
+  const saveAll = () => {
+    const lines = [["store_id", "dept_id", "week", "low", "forecast", "high"]];
+    (order ??= sorted()).forEach((entry) => {
+      const store = placeOf(entry);
+      if (store[0] !== "s" || data.dept[entry] === null) return;
+      const [low, mid, high] = ["low", "mid", "high"].map((name) => row(name, entry));
+      data.ahead.forEach((week, i) => {
+        if (!missing(mid[i])) lines.push([store.slice(2), data.dept[entry], week, low[i], mid[i], high[i]]);
+      });
+    });
+    save("forecasts.csv", "\ufeff", text(lines, ","));
   };
   if ($("copy")) {
     $("copy").addEventListener("click", copy);
     $("download").addEventListener("click", () => {
-      const name = `forecast ${placeName(picked.place)}${$("dept") ? ` ${deptName(picked.dept)}` : ""}`;
-      save(`${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}.csv`, "\ufeff", text([header, ...weekRows()], ","));
+      save(`forecast ${nameOf(picked.entry)}`.toLowerCase().replace(/[^a-z0-9]+/g, "-") + ".csv", "\ufeff", text([header, ...weekRows()], ","));
     });
-    $("download-all")?.addEventListener("click", saveAll);
+    $("download-all").addEventListener("click", saveAll);
   }
 
-  // Sorting by a click on a column's head; cells say their number in data-value.
+  // Sorting by a click on a column's head; data-value holds the number of a cell.
   const cellValue = (line, column) => {
     const cell = line.cells[column];
     const value = cell.dataset.value ?? cell.textContent.trim();
@@ -246,27 +410,29 @@
     table.tBodies[0].append(...[...table.tBodies[0].rows].sort(order));
   };
   document.querySelectorAll("table.sortable").forEach((table) => [...table.tHead.rows[0].cells].forEach((cell, column) => {
-    const button = element("button", cell.textContent.trim(), "sort");
-    button.type = "button";
-    button.addEventListener("click", () => sortBy(table, column));
-    cell.replaceChildren(button);
+    cell.replaceChildren(button(cell.textContent.trim(), "sort", () => sortBy(table, column)));
   }));
 
-  $("place").addEventListener("change", (event) => choose(event.target.value, picked.dept));
-  $("dept")?.addEventListener("change", (event) => choose(picked.place, event.target.value === "all" ? null : Number(event.target.value)));
-  document.querySelectorAll("[data-place]").forEach((button) => button.addEventListener("click", () => {
-    choose(button.dataset.place, button.dataset.dept === undefined ? picked.dept : Number(button.dataset.dept));
-    $("forecast").scrollIntoView();
+  const desk = matchMedia("(min-width: 1100px)");
+  document.querySelectorAll("[data-place]").forEach((one) => one.addEventListener("click", () => {
+    choose(entryOf(one) ?? top);
+    if (!(desk.matches && one.closest("#exceptions"))) $("picked").scrollIntoView();
   }));
   addEventListener("hashchange", () => {
     const asked = fromAddress();
-    if (asked && (asked[0] !== picked.place || asked[1] !== picked.dept)) pick(...asked);
+    if (asked !== undefined && asked !== picked.entry) pick(asked);
   });
   const draw = () => { drawSeries(); drawBacktest(); };
+  const print = (on) => {
+    document.documentElement.classList.toggle("printing", on);
+    draw();
+  };
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  narrow.addEventListener("change", draw);
+  addEventListener("resize", () => { if (!printing() && $("chart").plot.width !== $("chart").clientWidth) draw(); });
 
-  const firstSingle = data.place.findIndex((place, at) => place.startsWith("s:") && data.dept[at] !== null);
-  pick(...(fromAddress() ?? [data.place[firstSingle], data.dept[firstSingle]]));
+  pick(fromAddress());
   drawBacktest();
+  document.documentElement.dataset.ready = "true";
 })();
