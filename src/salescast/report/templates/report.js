@@ -34,7 +34,9 @@
   // The numbers of all entries: float32, the four bytes of each value apart (see columns.py). A row is put together
   // when it is asked for.
   const unpack = async (text) => {
-    const zipped = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+    const binary = atob(text);
+    const zipped = new Uint8Array(binary.length); // Uint8Array.from takes seconds for many MB.
+    for (let i = 0; i < binary.length; i++) zipped[i] = binary.charCodeAt(i);
     const stream = new Blob([zipped]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   };
@@ -79,12 +81,13 @@
     stroke: css("--muted"), font: `12px ${getComputedStyle(document.body).fontFamily}`,
     grid: { stroke: css("--line"), width: 1 }, ticks: { show: false }, ...extra,
   });
+  const legend = { markers: { width: 0, fill: (u, i) => u.series[i].stroke(u, i) } };
   const line = (label, color, extra = {}) => ({ label, stroke: css(color), width: 2, points: { show: false }, ...extra });
   const plot = (id, options, values) => {
     const box = $(id);
     box.plot?.destroy();
     const width = printing() ? PRINT_WIDTH : box.clientWidth;
-    const made = new uPlot({ width, height: box.classList.contains("tall") && !narrow.matches ? 360 : 280, ...options }, values, box);
+    const made = new uPlot({ width, height: box.classList.contains("tall") && !narrow.matches && !printing() ? 360 : 270, ...options }, values, box);
     box.plot = made;
     return made;
   };
@@ -106,7 +109,7 @@
     const weeks = [...data.weeks, ...data.ahead];
     const past = (values) => [...values, ...data.ahead.map(() => null)];
     const next = (values) => [...data.weeks.map(() => null), ...values];
-    const value = (u, y, series, i) => missing(y) ? "–" : show(y) + (series === 1 && data.holidays[weeks[i]] ? ` (${data.holidays[weeks[i]]})` : "");
+    const value = (u, y, series, i) => missing(y) ? "" : show(y) + (series === 1 && data.holidays[weeks[i]] ? ` (${data.holidays[weeks[i]]})` : "");
     const columns = [[line("sold", "--history", { points: { show: sales.includes(null), size: 4 } }), past(sales)]];
     if (test?.some((y) => !missing(y))) {
       const tested = new Map(data.tested.map((week, i) => [week, test[i]]));
@@ -128,7 +131,7 @@
       axes: [axis({ grid: { show: false } }), axis({ size: 62, values: (u, ticks) => ticks.map((y) => compact.format(y)) })],
       scales: { x: { min: seconds(plus(first, -1)), max: seconds(plus(weeks.at(-1), 1)), time: true } },
       bands, hooks: { drawClear: [shade] },
-      cursor: { y: false, points: { size: 7 } },
+      legend, cursor: { y: false, points: { size: 7 } },
     }, [weeks.map(seconds), ...columns.map(([, values]) => values)]);
     $("chart").plot.setScale("x", { min: seconds(plus(first, -1)), max: seconds(plus(weeks.at(-1), 1)) });
   };
@@ -136,12 +139,12 @@
   const drawBacktest = () => {
     const charts = data.charts;
     if (!charts || !$("error")) return;
-    const percent = (u, y) => showShare(y);
+    const percent = (u, y) => missing(y) ? "" : showShare(y);
     const options = (series, range) => ({
       series: [{ label: "weeks ahead", value: (u, x) => x ?? "–" }, ...series],
       scales: { x: { time: false }, y: { range } },
       axes: [axis({ grid: { show: false }, incrs: [1, 2, 5, 10] }), axis({ size: 50, values: (u, ticks) => ticks.map((y) => `${Math.round(100 * y)}%`) })],
-      cursor: { y: false, drag: { x: false } },
+      legend, cursor: { y: false, drag: { x: false } },
     });
     const names = Object.keys(charts.error);
     const rivals = names.filter((name) => name !== data.model);
@@ -186,7 +189,9 @@
       const first = element("th", showDate(week));
       first.scope = "row";
       if (holiday) first.append(element("small", holiday));
-      made.append(first, element("td", show(low), "num"), element("td", show(mid), "num main"), element("td", show(high), "num"),
+      const middle = element("td", show(mid), "num main");
+      if (!missing(low)) middle.append(element("small", `${show(low)} to ${show(high)}`));
+      made.append(first, element("td", show(low), "num wide"), middle, element("td", show(high), "num wide"),
         element("td", show(before), "num"), element("td", showChange(mid, before), "num"), element("td", holiday, "wide"));
       return made;
     }));
@@ -410,7 +415,10 @@
     table.tBodies[0].append(...[...table.tBodies[0].rows].sort(order));
   };
   document.querySelectorAll("table.sortable").forEach((table) => [...table.tHead.rows[0].cells].forEach((cell, column) => {
-    cell.replaceChildren(button(cell.textContent.trim(), "sort", () => sortBy(table, column)));
+    // The title is repeated for print and in every row on a phone, where rows are shown as blocks.
+    cell.dataset.title = cell.textContent.trim();
+    [...table.rows].slice(1).forEach((line) => line.cells[column]?.setAttribute("data-title", cell.dataset.title));
+    cell.replaceChildren(button(cell.dataset.title, "sort", () => sortBy(table, column)));
   }));
 
   const desk = matchMedia("(min-width: 1100px)");
