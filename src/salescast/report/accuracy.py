@@ -128,7 +128,7 @@ def build_accuracy(results: Results, tested: pl.DataFrame) -> Accuracy:
 def verdict(inside: float | None) -> str:
     """Whether the ranges held what they promise, in words; `inside` is the measured coverage."""
     if inside is None:
-        return "The forecasts had no ranges."
+        return "The forecasts had no ranges"
     said = (
         "too narrow" if inside < SHARE - TOLERANCE else "wider than needed" if inside > SHARE + TOLERANCE else "right"
     )

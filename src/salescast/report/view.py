@@ -10,7 +10,7 @@ import polars as pl
 from salescast.data.dataset import GENERATED, Dataset
 from salescast.data.ingest import reasons
 from salescast.report.accuracy import Accuracy, BacktestCharts, build_accuracy
-from salescast.report.columns import pack
+from salescast.report.columns import Packed, pack
 from salescast.report.quality import Quality, build_quality
 from salescast.report.results import Results, RunRecord
 from salescast.report.series import SeriesData, build_series
@@ -23,6 +23,13 @@ class Importance:
 
     increase: dict[str, float]
     unused: list[str]
+
+
+class Part(TypedDict):
+    """Entries from `first` on, in the text of the same position in `View.packed`; see `columns.Packed.layout`."""
+
+    first: int
+    layout: dict[str, tuple[int, int]]
 
 
 class PageData(TypedDict):
@@ -38,7 +45,7 @@ class PageData(TypedDict):
     facts: dict[str, str]  # by place: words that the search looks in, such as region and type of a store
     place: list[int]  # by entry: index into `places`
     dept: list[int | None]
-    layout: dict[str, tuple[int, int]]
+    parts: list[Part]
     charts: BacktestCharts | None
 
 
@@ -57,7 +64,7 @@ class View:
     importance: Importance | None
     quality: Quality
     rejected: list[tuple[str, int]]
-    packed: str
+    packed: list[str]
     data: PageData
 
 
@@ -65,7 +72,7 @@ def build_view(results: Results) -> View:
     series = build_series(results)
     tested = results.tested
     accuracy = None if tested is None else build_accuracy(results, tested)
-    packed = pack(series.columns)
+    packed = _packed(series)
     source = results.raw.meta.source
     return View(
         meta=results.raw.meta,
@@ -81,9 +88,17 @@ def build_view(results: Results) -> View:
         importance=_importance(results.importance),
         quality=build_quality(results.raw),
         rejected=[] if results.rejected is None else reasons(results.rejected).select("reason", "rows").rows(),
-        packed=packed.text,
-        data=_page_data(results, series, packed.layout, None if accuracy is None else accuracy.charts),
+        packed=[part.text for part in packed.values()],
+        data=_page_data(results, series, packed, None if accuracy is None else accuracy.charts),
     )
+
+
+def _packed(series: SeriesData) -> dict[int, Packed]:
+    """The columns by first entry: sums of stores, which the page opens with, apart from stores and series."""
+    names = series.entries["place"]
+    split = names.len() - int(names.str.starts_with("s:").sum())
+    bounds = ((0, split), (split, names.len()))
+    return {first: pack({name: values[first:end] for name, values in series.columns.items()}) for first, end in bounds}
 
 
 def _importance(table: pl.DataFrame | None) -> Importance | None:
@@ -95,7 +110,7 @@ def _importance(table: pl.DataFrame | None) -> Importance | None:
 
 
 def _page_data(
-    results: Results, series: SeriesData, layout: dict[str, tuple[int, int]], charts: BacktestCharts | None
+    results: Results, series: SeriesData, packed: dict[int, Packed], charts: BacktestCharts | None
 ) -> PageData:
     names = series.entries["place"]
     places = names.unique(maintain_order=True).to_list()
@@ -115,6 +130,6 @@ def _page_data(
         "facts": {place: words for place, words in facts.items() if words and place in index},
         "place": [index[place] for place in names],
         "dept": series.entries["dept_id"].to_list(),
-        "layout": layout,
+        "parts": [{"first": first, "layout": part.layout} for first, part in packed.items()],
         "charts": charts,
     }

@@ -1,7 +1,5 @@
-"""The report against plain loops: sums, gaps, totals, accuracy; what it says when a part is not there; escaping."""
+"""The report against plain loops: sums, gaps, totals, exceptions, accuracy; missing parts; escaping."""
 
-import base64
-import gzip
 import json
 import math
 import re
@@ -11,20 +9,23 @@ from dataclasses import replace
 from datetime import date, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polars.testing import assert_frame_equal
 
 from salescast import retail_calendar
 from salescast.data import dataset
 from salescast.errors import UserError
 from salescast.evaluation import hierarchy
-from salescast.report import build, view
+from salescast.report import accuracy, series, totals
 from salescast.report.build import build_report, day, number, percent, title_of
+from salescast.report.columns import Packed, pack, unpack
+from salescast.report.results import Results
+from salescast.report.view import build_view
 from salescast.schema import RAW_SALES, RAW_STORE_WEEKS, RAW_STORES
 from salescast.workdir import Workdir
 
@@ -78,12 +79,12 @@ def backtest_of(raw: dataset.Raw) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def results_of(raw: dataset.Raw, *, tested: bool = False) -> view.Results:
+def results_of(raw: dataset.Raw, *, tested: bool = False) -> Results:
     backtest = backtest_of(raw) if tested else None
-    return view.Results(raw, forecasts_of(raw), backtest, None, None, {"model": "salescast"})
+    return Results(raw, forecasts_of(raw), backtest, None, None, {"model": "salescast"})
 
 
-def write(work: Workdir, results: view.Results) -> None:
+def write(work: Workdir, results: Results) -> None:
     """The files that the other stages would have written."""
     work.raw.mkdir(parents=True)
     results.raw.sales.collect().write_parquet(work.raw / dataset.SALES)
@@ -129,17 +130,26 @@ def text_of(page: str) -> str:
     return " ".join(" ".join(parser.parts).split())
 
 
-def all_forecasts_of(page: str) -> pl.DataFrame:
-    """The table behind the button "All forecasts as CSV"."""
-    found = re.search(r'<script id="all-forecasts" type="text/plain">(.*?)</script>', page)
-    assert found
-    return pl.read_csv(gzip.decompress(base64.b64decode(found[1])), try_parse_dates=True)
-
-
-def data_of(page: str) -> dict[str, list[object]]:
+def data_of(page: str) -> dict[str, Any]:
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
     assert found
     return json.loads(found[1])
+
+
+def columns_of(page: str) -> dict[str, np.ndarray]:
+    """The arrays in the page, as its script reads them."""
+    texts = re.findall(r'<script id="columns-\d" type="text/plain">(.*?)</script>', page)
+    data = data_of(page)
+    firsts = [part["first"] for part in data["parts"]]
+    sizes = np.diff([*firsts, len(data["place"])])
+    parts = [
+        unpack(Packed(text, part["layout"]), size) for text, part, size in zip(texts, data["parts"], sizes, strict=True)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def entries_of(data: series.SeriesData) -> list[tuple[str, int | None]]:
+    return data.entries.rows()
 
 
 @st.composite
@@ -164,7 +174,7 @@ def members(place: str, regions: dict[int, str | None]) -> set[int]:
 @settings(max_examples=40, deadline=None)
 @given(sparse_sales(), regions)
 def test_every_pick_is_the_sum_of_what_was_observed(sales: Sales, regions: dict[int, str | None]) -> None:
-    shown = view.build_view(results_of(raw_of(sales, regions)))["data"]
+    shown = series.build_series(results_of(raw_of(sales, regions)))
     single = len({dept for _, dept, _ in sales}) == 1
     expected: dict[tuple[str, int | None], dict[date, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (store, dept, week), value in sales.items():
@@ -172,14 +182,14 @@ def test_every_pick_is_the_sum_of_what_was_observed(sales: Sales, regions: dict[
         for place in ("*", f"s:{store}", *([f"r:{region}"] if region else [])):
             for pick in [dept] if single else [None, dept]:
                 expected[place, pick][week].append(value)
-    picks = list(zip(shown["place"], shown["dept"], strict=True))
-    assert len(picks) == len(set(picks))
-    assert set(picks) == set(expected)
-    for pick, values in zip(picks, shown["sales"], strict=True):
-        for week, value in zip(shown["weeks"], values, strict=True):
-            parts = expected[pick].get(week)
+    entries = entries_of(shown)
+    assert len(entries) == len(set(entries))
+    assert set(entries) == set(expected)
+    for entry, values in zip(entries, shown.columns["sales"], strict=True):
+        for week, value in zip(shown.weeks, values, strict=True):
+            parts = expected[entry].get(week)
             if parts is None:
-                assert value is None  # a gap is not a zero
+                assert math.isnan(value)  # a gap is not a zero
             else:
                 assert value == pytest.approx(math.fsum(parts), rel=1e-6, abs=0.01)
 
@@ -188,22 +198,23 @@ def test_every_pick_is_the_sum_of_what_was_observed(sales: Sales, regions: dict[
 @given(sparse_sales(), regions)
 def test_forecasts_add_up_and_only_series_have_a_range(sales: Sales, regions: dict[int, str | None]) -> None:
     raw = raw_of(sales, regions)
-    shown = view.build_view(results_of(raw))["data"]
+    shown = series.build_series(results_of(raw))
+    low, middle, high = (shown.columns[name] for name in ("low", "mid", "high"))
     depts = {dept for _, dept, _ in sales}
-    for i, (place, dept) in enumerate(zip(shown["place"], shown["dept"], strict=True)):
+    for i, (place, dept) in enumerate(entries_of(shown)):
         keys = {(s, d) for s, d, _ in sales if s in members(place, regions) and dept in (None, d)}
         for h in range(HORIZON):
             mid = math.fsum(100 * store + 10 * number + h + 1 for store, number in keys)
-            assert shown["mid"][i][h] == pytest.approx(mid)
+            assert middle[i, h] == pytest.approx(mid)
             is_series = place.startswith("s:") and (dept is not None or len(depts) == 1)
-            assert shown["low"][i][h] == (pytest.approx(mid - 5) if is_series else None)
-            assert shown["high"][i][h] == (pytest.approx(mid + 7) if is_series else None)
+            expected = (mid - 5, mid + 7) if is_series else (math.nan, math.nan)
+            assert (low[i, h], high[i, h]) == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize("depts", [1, 2])
 def test_stores_regions_and_the_total_have_the_range_of_their_level_after_a_backtest(depts: int) -> None:
     results = results_of(raw_of(complete(3, depts), {1: "North", 2: "North"}), tested=True)
-    shown = view.build_view(results)["data"]
+    shown = series.build_series(results)
     assert results.forecasts is not None and results.backtest is not None
     new = results.forecasts.rename({"forecast": "yhat"}).with_columns(cutoff=pl.lit(LAST))
     own = results.backtest.filter(model="salescast")
@@ -215,9 +226,9 @@ def test_stores_regions_and_the_total_have_the_range_of_their_level_after_a_back
         for row in hierarchy.aggregate(new, own, results.raw.stores).to_dicts()
     }
     seen = 0
-    for i, (place, dept) in enumerate(zip(shown["place"], shown["dept"], strict=True)):
+    for i, (place, dept) in enumerate(entries_of(shown)):
         for h in range(1, HORIZON + 1):
-            low, mid, high = (shown[name][i][h - 1] for name in ("low", "mid", "high"))
+            low, mid, high = (shown.columns[name][i, h - 1] for name in ("low", "mid", "high"))
             if place.startswith("s:") and (dept is not None or depts == 1):
                 assert (mid - low, high - mid) == (5, 7)
             elif dept is None or depts == 1:
@@ -225,7 +236,7 @@ def test_stores_regions_and_the_total_have_the_range_of_their_level_after_a_back
                 assert (low, mid, high) == pytest.approx((row["p10"], row["yhat"], row["p90"]))
                 seen += 1
             else:
-                assert (low, high) == (None, None)
+                assert np.isnan([low, high]).all()
     assert seen == HORIZON * (2 if depts == 1 else 5)
 
 
@@ -233,45 +244,116 @@ def test_totals_compare_with_the_year_before_and_leave_the_unknown_out() -> None
     sales = complete()
     ago = [week - timedelta(weeks=52) for week in AHEAD]
     sales = {key: value for key, value in sales.items() if not (key[0] == 2 and key[2] in ago)}
-    totals = view.build_view(results_of(raw_of(sales, {1: "North", 2: "North"})))["totals"]
-    stores = {row["store_id"]: row for row in totals["stores"]}
+    raw = raw_of(sales, {1: "North", 2: "North"})
+    shown = totals.build_totals(series.build_series(results_of(raw)), raw.stores)
+    stores = {row.place: row for row in shown.stores}
     for store in (1, 2):
         mine = {key[1:]: value for key, value in sales.items() if key[0] == store}
-        assert stores[store]["last"] == pytest.approx(sum(mine[d, w] for d in (1, 2) for w in WEEKS[-HORIZON:]))
-        assert stores[store]["next"] == pytest.approx(sum(100 * store + 10 * d + h for d in (1, 2) for h in (1, 2, 3)))
+        row = stores[f"s:{store}"]
+        assert row.last == pytest.approx(sum(mine[d, w] for d in (1, 2) for w in WEEKS[-HORIZON:]))
+        assert row.next == pytest.approx(sum(100 * store + 10 * d + h for d in (1, 2) for h in (1, 2, 3)))
+        assert row.first == pytest.approx(sum(100 * store + 10 * d + 1 for d in (1, 2)))
+        assert (row.low, row.high, row.region) == (None, None, "North")
     year = sum(sales[1, d, week] for d in (1, 2) for week in ago)
-    assert stores[1]["year"] == pytest.approx(year)
-    assert stores[1]["change"] == pytest.approx(stores[1]["next"] / year - 1)
-    assert stores[2]["year"] is None
-    assert stores[2]["change"] is None
-    assert [row["store_id"] for row in totals["stores"]] == [2, 1]  # the largest forecast first
-    assert totals["regions"][0]["next"] == pytest.approx(totals["all"][0]["next"])
+    assert stores["s:1"].next is not None
+    assert (stores["s:1"].year, stores["s:1"].change) == pytest.approx((year, stores["s:1"].next / year - 1))
+    assert (stores["s:2"].year, stores["s:2"].change) == (None, None)
+    assert [row.place for row in shown.stores] == ["s:2", "s:1"]  # the largest forecast first
+    assert shown.regions[0].next == pytest.approx(shown.every.next)
+    assert [(row.place, row.dept) for row in shown.departments] == [("*", 2), ("*", 1)]
+    assert sum(row.next or 0 for row in shown.departments) == pytest.approx(shown.every.next)
+
+
+def test_exceptions_are_the_extreme_ones_among_the_larger_series() -> None:
+    sales = complete(4, 2)
+    ago = [week - timedelta(weeks=52) for week in AHEAD]
+    sales |= {(4, 1, week): 100.0 for week in ago} | {(1, 1, week): 0.001 for week in ago}  # the second one is small
+    sales = {key: value for key, value in sales.items() if key[:2] != (3, 1) or key[2] < WEEKS[-4]}
+    sales |= {(2, 2, week): 0.0 for week in WEEKS[-4:]}
+    results = results_of(raw_of(sales, {}), tested=True)
+    assert results.forecasts is not None and results.own is not None
+    wide = pl.when(store_id=3, dept_id=2).then(90.0).otherwise(0.0)
+    forecasts = results.forecasts.with_columns(pl.col("p90") + wide)
+    shown = totals.build_exceptions(results, forecasts)
+    large = {(3, 1), (3, 2), (4, 1), (4, 2)}
+    first = shown.change[0]
+    expected = sum(410 + h for h in (1, 2, 3))
+    assert (first.place, first.dept, first.now, first.then) == ("s:4", 1, expected, 300.0)
+    assert first.share == pytest.approx(expected / 300 - 1)
+    assert (shown.width[0].place, shown.width[0].dept) == ("s:3", 2)
+    assert shown.width[0].share == pytest.approx(3 * 102 / sum(320 + h for h in (1, 2, 3)))
+    assert (shown.width[0].now, shown.width[0].then) == (316, 418)
+    assert {(int(one.place[2:]), one.dept) for one in (*shown.change, *shown.width)} <= large
+    assert {(one.place, one.dept) for one in shown.silent} == {("s:3", 1), ("s:2", 2)}
+    assert shown.silent_count == 2
+    by_series: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
+    for row in results.own.filter(cutoff=WEEKS[-4]).to_dicts():
+        by_series[row["store_id"], row["dept_id"]].append((row["yhat"], row["y"]))
+    bias = {
+        key: sum(yhat - y for yhat, y in rows) / sum(y for _, y in rows)
+        for key, rows in by_series.items()
+        if key in large
+    }
+    assert shown.bias is not None
+    assert [(int(one.place[2:]), one.dept) for one in shown.bias] == sorted(bias, key=lambda key: -abs(bias[key]))
+    assert [one.share for one in shown.bias] == pytest.approx(sorted(bias.values(), key=abs, reverse=True))
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        (0.72, "Ranges too narrow: 72% of weeks were inside, 80% promised"),
+        (0.81, "Ranges right: 81% of weeks were inside, 80% promised"),
+        (0.9, "Ranges wider than needed: 90% of weeks were inside, 80% promised"),
+        (None, "The forecasts had no ranges"),
+    ],
+)
+def test_the_coverage_has_a_verdict(inside: float | None, said: str) -> None:
+    assert accuracy.verdict(inside) == said
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> np.ndarray:
+    rows, width = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    values = st.lists(st.floats(width=32), min_size=rows * width, max_size=rows * width)
+    return np.array(draw(values)).reshape(rows, width)
+
+
+@given(arrays())
+def test_packed_columns_keep_every_float32(values: np.ndarray) -> None:
+    columns = {"a": values, "b": np.full((len(values), 1), np.nan)}
+    found = unpack(pack(columns), len(values))
+    for name, array in columns.items():
+        np.testing.assert_array_equal(found[name], array.astype(np.float32))
 
 
 def test_accuracy_is_what_plain_loops_find() -> None:
     results = results_of(raw_of(complete(3, 2), {}), tested=True)
-    shown = view.build_view(results)
-    assert results.backtest is not None
+    tested = results.tested
+    assert results.backtest is not None and tested is not None
+    shown = accuracy.build_accuracy(results, tested)
     own = [row for row in results.backtest.to_dicts() if row["model"] == "salescast"]
-    for step in shown["accuracy"]["steps"]:
-        errors = [abs(row["y"] - row["yhat"]) / row["y"] for row in own if row["horizon"] == step["horizon"]]
-        assert step["half"] == pytest.approx(statistics.median(errors))
+    for step in shown.steps:
+        errors = [abs(row["y"] - row["yhat"]) / row["y"] for row in own if row["horizon"] == step.horizon]
+        assert step.half == pytest.approx(statistics.median(errors))
     missed = sum(abs(row["y"] - row["yhat"]) for row in own) / sum(row["y"] for row in own)
-    assert shown["accuracy"]["own"]["wmape"] == pytest.approx(missed)
-    assert shown["accuracy"]["rival"]["wmape"] == pytest.approx(0.3)
+    assert shown.own.wmape == pytest.approx(missed)
+    assert shown.rival is not None
+    assert shown.rival.wmape == pytest.approx(0.3)
     by_series: dict[tuple[int, int], float] = defaultdict(float)
     for row in own:
         by_series[row["store_id"], row["dept_id"]] += abs(row["y"] - row["yhat"])
-    worst = [(row["store_id"], row["dept_id"]) for row in shown["accuracy"]["worst"]]
+    worst = [(row.store_id, row.dept_id) for row in shown.worst]
     assert worst == sorted(by_series, key=by_series.__getitem__, reverse=True)
     below = [row["y"] <= row["p10"] for row in own if row["horizon"] == 2]
-    assert shown["data"]["charts"]["below"]["p10"][1] == pytest.approx(sum(below) / len(below), abs=1e-5)
+    assert shown.charts["below"]["p10"][1] == pytest.approx(sum(below) / len(below), abs=1e-5)
     latest = [row for row in own if row["cutoff"] == WEEKS[-4] and (row["store_id"], row["dept_id"]) == (2, 1)]
-    at = list(zip(shown["data"]["place"], shown["data"]["dept"], strict=True)).index(("s:2", 1))
-    assert shown["data"]["test"][at] == pytest.approx([row["yhat"] for row in latest])
+    data = series.build_series(results)
+    at = entries_of(data).index(("s:2", 1))
+    assert data.columns["test"][at].tolist() == pytest.approx([row["yhat"] for row in latest])
     mine = [row for row in own if (row["store_id"], row["dept_id"]) == (2, 1)]
     share = sum(abs(row["y"] - row["yhat"]) for row in mine) / sum(row["y"] for row in mine)
-    assert shown["data"]["missed"][at] == pytest.approx(share, rel=1e-3)
+    assert data.columns["missed"][at, 0] == pytest.approx(share)
 
 
 def test_quality_counts_gaps_returns_and_ended_series() -> None:
@@ -280,8 +362,8 @@ def test_quality_counts_gaps_returns_and_ended_series() -> None:
     sales[1, 2, WEEKS[20]] = -3.0
     sales[1, 2, WEEKS[21]] = 0.0
     sales = {key: value for key, value in sales.items() if key[1] != 3 or key[2] < WEEKS[-6]}
-    quality = view.build_view(results_of(raw_of(sales, {})))["quality"]
-    assert {name: quality[name] for name in ("gaps", "with_gaps", "negative", "zero", "ended", "young")} == {
+    quality = build_view(results_of(raw_of(sales, {}))).quality
+    assert {name: getattr(quality, name) for name in ("gaps", "with_gaps", "negative", "zero", "ended", "young")} == {
         "gaps": 2, "with_gaps": 1, "negative": 1, "zero": 1, "ended": 1, "young": 0,
     }  # fmt: skip
 
@@ -294,7 +376,7 @@ def test_series_that_ended_are_pointed_out_beside_the_totals(tmp_path: Path) -> 
 
 
 def test_holidays_are_named_in_history_and_forecast_weeks() -> None:
-    holidays = view.build_view(results_of(raw_of(complete(), {})))["data"]["holidays"]
+    holidays = series.build_series(results_of(raw_of(complete(), {}))).holidays
     assert holidays["2012-09-07"] == "Labor Day"
     assert "Thanksgiving Day" in holidays["2011-11-25"]
     assert "2012-08-31" not in holidays
@@ -312,59 +394,43 @@ def test_the_report_says_for_how_many_rows_opening_days_are_known(tmp_path: Path
     assert "opening days (the others count as usual) 40 of 60, in 40 of 60 weeks" in text
 
 
-def test_too_many_series_leave_the_largest_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_series_shorten_the_history_and_very_many_leave_the_largest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = results_of(raw_of(complete(3, 2), {}), tested=True)
-    monkeypatch.setattr(view, "MAX_VALUES", 2 * (view.HISTORY + 4 * HORIZON) + 1)
-    shown = view.build_view(results)
-    single = [pick for pick in zip(shown["data"]["place"], shown["data"]["dept"], strict=True) if pick[0] == "s:3"]
-    assert single == [("s:3", None), ("s:3", 1), ("s:3", 2)]
+    extra = 5 * HORIZON
+    monkeypatch.setattr(series, "MAX_VALUES", 6 * (55 + extra))
+    shown = series.build_series(results)
+    assert len(shown.weeks) == 55 and shown.series == 6
+    monkeypatch.setattr(series, "MAX_VALUES", 2 * (52 + extra) + 1)
+    shown = series.build_series(results)
+    assert len(shown.weeks) == 52 and shown.series == 2
+    entries = entries_of(shown)
+    assert [entry for entry in entries if entry[0] in ("s:1", "s:2", "s:3")] == [("s:3", None), ("s:3", 1), ("s:3", 2)]
     everything = sum(100 * s + 10 * d + 1 for s in (1, 2, 3) for d in (1, 2))
-    at = list(zip(shown["data"]["place"], shown["data"]["dept"], strict=True)).index(("*", None))
-    assert shown["data"]["mid"][at][0] == everything
+    assert shown.columns["mid"][entries.index(("*", None)), 0] == everything
     work = Workdir(tmp_path)
     write(work, results)
     text = text_of(build_report(work).read_text())
-    assert "The 2 series with the largest sales of the last year can be chosen, out of 6" in text
+    assert "The 2 series with the largest sales of the last year can be selected, out of 6" in text
+    assert "salescast forecast --all --out forecasts.csv writes the forecasts of all series" in text
     assert "The table holds the 1 stores with the largest forecasts" in text
-    assert "too many to be held by this page" not in text
-    assert results.forecasts is not None
-    expected = results.forecasts.sort("store_id", "dept_id", "week")
-    held = all_forecasts_of(work.report.read_text())
-    assert held.columns == ["store_id", "dept_id", "week", "low", "forecast", "high"]
-    assert_frame_equal(
-        held,
-        expected.select("store_id", "dept_id", "week", low="p10", forecast="forecast", high="p90"),
-        check_dtypes=False,
-    )
-
-
-def test_more_forecasts_than_the_page_can_hold_are_not_offered_but_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    results = results_of(raw_of(complete(3, 2), {}))
-    monkeypatch.setattr(build, "MAX_FORECASTS", 6 * HORIZON - 1)
-    work = Workdir(tmp_path)
-    write(work, results)
-    page = build_report(work).read_text()
-    assert "All 18 forecasts are too many to be held by this page" in text_of(page)
-    assert 'id="all-forecasts"' not in page
-    assert 'id="download-all"' not in page
-    monkeypatch.setattr(build, "MAX_FORECASTS", 6 * HORIZON)
-    assert all_forecasts_of(build_report(work).read_text()).height == 6 * HORIZON
 
 
 def test_every_table_that_is_cut_says_of_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Workdir(tmp_path)
     write(work, results_of(raw_of(complete(3, 4), {1: "North", 2: "South", 3: "West"}), tested=True))
     whole = text_of(build_report(work).read_text())
-    monkeypatch.setattr(view, "MAX_ROWS", 2)
-    monkeypatch.setattr(view, "WORST", 5)
+    monkeypatch.setattr(totals, "MAX_ROWS", 2)
+    monkeypatch.setattr(accuracy, "MAX_ROWS", 2)
+    monkeypatch.setattr(accuracy, "WORST", 2)
     text = text_of(build_report(work).read_text())
     for said in (
         "Of 3 regions it holds the 2 with the largest forecasts",
         "The table holds the 2 stores with the largest forecasts",
         "The 2 with the most missed sales, of 4.",
         "The 2 with the most missed sales, of 3.",
+        "Of 4 departments it holds the 2 with the largest forecasts",
         "The 2 series with the most missed sales, of 12.",
     ):
         assert said in text
@@ -397,7 +463,10 @@ def test_a_whole_page_has_every_part_and_its_numbers(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert part in text
     assert "salescast run" not in text
-    assert data_of(page)["charts"]["importance"] == {"group": ["lags"], "wmape": [0.2], "increase": [0.1]}
+    assert "lags +10.0%" in text
+    assert re.search(
+        r"made on \d+ \w{3} \d{4}, \d\d:\d\d UTC data: sales.csv, to 26 Oct 2012 unit: sales per week", text
+    )
 
 
 def test_parts_that_are_not_there_name_the_command(tmp_path: Path) -> None:
@@ -423,16 +492,16 @@ def test_a_column_of_the_stores_that_nobody_knows_is_left_out(tmp_path: Path) ->
 def test_models_are_compared_by_cutoff_and_in_holiday_weeks() -> None:
     results = results_of(raw_of(complete(), {}), tested=True)
     assert results.tested is not None
-    shown = view.build_view(results)["accuracy"]
+    shown = accuracy.build_accuracy(results, results.tested)
     holidays = retail_calendar.is_holiday(results.tested["week"].to_numpy(), retail_calendar.calendar("US")) > 0
     parts = {"true": holidays, "false": ~holidays}
-    for model, values in shown["across"]["rows"]:
-        for name, value in zip(shown["across"]["columns"], values, strict=True):
+    for model, values in shown.across.rows:
+        for name, value in zip(shown.across.columns, values, strict=True):
             inside = parts.get(name, (results.tested["cutoff"].cast(pl.String) == name).to_numpy())
             rows = results.tested.filter(inside & (results.tested["model"] == model).to_numpy())
             missed = sum(abs(row["y"] - row["yhat"]) for row in rows.to_dicts())
             assert value == pytest.approx(missed / sum(abs(row["y"]) for row in rows.to_dicts()))
-    assert [model for model, _ in shown["across"]["rows"]] == [row["model"] for row in shown["models"]]
+    assert [model for model, _ in shown.across.rows] == [row.model for row in shown.models]
 
 
 def test_sales_without_departments_show_none(tmp_path: Path) -> None:
@@ -440,7 +509,6 @@ def test_sales_without_departments_show_none(tmp_path: Path) -> None:
     work = Workdir(tmp_path)
     write(work, results_of(raw_of(sales, {}), tested=True))
     page = build_report(work).read_text()
-    assert 'id="dept"' not in page
     assert "department" not in text_of(page).lower()
     assert data_of(page)["dept"] == [0, 0, 0, 0]
 
@@ -455,7 +523,7 @@ def test_names_from_the_data_are_escaped(tmp_path: Path) -> None:
     page = build_report(work).read_text()
     assert "alert(1)</script>" not in page
     assert "<b>&" not in page
-    assert f"r:{evil}" in data_of(page)["place"]
+    assert f"r:{evil}" in data_of(page)["places"]
 
 
 def test_the_page_asks_nothing_of_a_network(tmp_path: Path) -> None:
@@ -466,9 +534,9 @@ def test_the_page_asks_nothing_of_a_network(tmp_path: Path) -> None:
     assert not re.findall(r'<(?:link|img|script|iframe)[^>]*(?:src|href)="(?!data:)', page)
 
 
-def test_a_file_of_3200_series_stays_small(tmp_path: Path) -> None:
+def test_a_page_of_630_series_holds_every_number_in_less_than_a_megabyte(tmp_path: Path) -> None:
     work = Workdir(tmp_path)
-    dataset.generate(work.raw, stores=40, depts=80)
+    dataset.generate(work.raw, stores=45, depts=14)
     raw = dataset.load(work.raw)
     keys = raw.sales.select("store_id", "dept_id").unique().collect()
     steps = pl.DataFrame({"horizon": range(1, 9)}).with_columns(
@@ -476,7 +544,11 @@ def test_a_file_of_3200_series_stays_small(tmp_path: Path) -> None:
     )
     mid = pl.col("store_id") * 1234.56789
     keys.join(steps, how="cross").with_columns(p10=mid * 0.9, forecast=mid, p90=mid * 1.1).write_parquet(work.forecasts)
-    assert build_report(work).stat().st_size < 15e6
+    page = build_report(work)
+    assert page.stat().st_size < 1e6
+    expected = series.build_series(Results(raw, pl.read_parquet(work.forecasts), None, None, None, {}))
+    for name, values in columns_of(page.read_text()).items():
+        np.testing.assert_array_equal(values, expected.columns[name].astype(np.float32))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 "use strict";
-(async () => {
+(() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -31,8 +31,8 @@
     return made;
   };
 
-  // The numbers of all entries: float32, the four bytes of each value apart (see columns.py). A row is put together
-  // when it is asked for.
+  // The numbers of all entries: float32, the four bytes of each value apart (see columns.py). A part is unpacked when
+  // one of its entries is needed, a row of numbers when it is shown.
   const unpack = async (text) => {
     const binary = atob(text);
     const zipped = new Uint8Array(binary.length); // Uint8Array.from takes seconds for many MB.
@@ -40,14 +40,19 @@
     const stream = new Blob([zipped]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   };
-  const planes = await unpack($("columns").textContent);
-  const size = planes.length / 4;
+  const partOf = (entry) => data.parts.findLastIndex(({ first }) => first <= entry);
+  const unpacked = async (part) => {
+    data.parts[part].reading ??= unpack($(`columns-${part}`).textContent);
+    data.parts[part].planes = await data.parts[part].reading;
+  };
   const row = (name, entry) => {
-    if (!data.layout[name]) return null;
-    const [start, width] = data.layout[name];
+    const { first, layout, planes } = data.parts[partOf(entry)];
+    if (!layout[name]) return null;
+    const [start, width] = layout[name];
+    const size = planes.length / 4;
     const view = new DataView(new ArrayBuffer(4));
     return Array.from({ length: width }, (_, i) => {
-      for (let byte = 0; byte < 4; byte++) view.setUint8(byte, planes[byte * size + start + entry * width + i]);
+      for (let byte = 0; byte < 4; byte++) view.setUint8(byte, planes[byte * size + start + (entry - first) * width + i]);
       const value = view.getFloat32(0, true);
       // The digits that float32 holds: 0.1 instead of 0.10000000149.
       return Number.isNaN(value) ? null : Number(value.toPrecision(8));
@@ -210,8 +215,12 @@
   };
 
   const top = entries.get(keyOf("*", single ? data.dept[data.place.findIndex((place) => data.places[place] === "*")] : null));
-  const pick = (entry) => {
-    picked = load(entry ?? top);
+  let asked = null;
+  const pick = async (entry) => {
+    asked = entry ?? top;
+    await unpacked(partOf(asked));
+    if (asked !== (entry ?? top)) return; // another one was selected meanwhile
+    picked = load(asked);
     const name = nameOf(picked.entry);
     $("picked").textContent = name;
     $("chart").setAttribute("aria-label", `${name}: sales of the last ${data.weeks.length} weeks${picked.mid ? " and forecast; the numbers are in the table below" : ""}`);
@@ -224,14 +233,13 @@
     drawSeries();
   };
   const entryOf = ({ dataset: { place, dept } }) => entries.get(`${place} ${dept}`);
-  const choose = (entry) => {
-    pick(entry);
-    const dept = data.dept[picked.entry];
-    location.hash = new URLSearchParams({ place: placeOf(picked.entry), dept: dept ?? "all" }).toString();
+  const choose = async (entry) => {
+    location.hash = new URLSearchParams({ place: placeOf(entry), dept: data.dept[entry] ?? "all" }).toString();
+    await pick(entry);
   };
   const fromAddress = () => {
-    const asked = new URLSearchParams(location.hash.slice(1));
-    return entries.get(`${asked.get("place")} ${asked.get("dept") ?? "all"}`);
+    const address = new URLSearchParams(location.hash.slice(1));
+    return entries.get(`${address.get("place")} ${address.get("dept") ?? "all"}`);
   };
 
   // Search. "12 3", "store 12 dept 3", "dept 3", a region, a type; every word narrows the matches.
@@ -376,7 +384,8 @@
       $("said").textContent = "This browser does not let a page copy; the table is selected, press Ctrl+C.";
     }
   };
-  const saveAll = () => {
+  const saveAll = async () => {
+    await Promise.all(data.parts.map((_, part) => unpacked(part)));
     const lines = [["store_id", "dept_id", "week", "low", "forecast", "high"]];
     (order ??= sorted()).forEach((entry) => {
       const store = placeOf(entry);
@@ -422,15 +431,18 @@
   }));
 
   const desk = matchMedia("(min-width: 1100px)");
-  document.querySelectorAll("[data-place]").forEach((one) => one.addEventListener("click", () => {
-    choose(entryOf(one) ?? top);
+  document.querySelectorAll("[data-place]").forEach((one) => one.addEventListener("click", async () => {
+    await choose(entryOf(one) ?? top);
     if (!(desk.matches && one.closest("#exceptions"))) $("picked").scrollIntoView();
   }));
   addEventListener("hashchange", () => {
-    const asked = fromAddress();
-    if (asked !== undefined && asked !== picked.entry) pick(asked);
+    const entry = fromAddress();
+    if (entry !== undefined && entry !== asked) pick(entry);
   });
-  const draw = () => { drawSeries(); drawBacktest(); };
+  const draw = () => {
+    if (picked) drawSeries();
+    drawBacktest();
+  };
   const print = (on) => {
     document.documentElement.classList.toggle("printing", on);
     draw();
@@ -438,9 +450,8 @@
   addEventListener("beforeprint", () => print(true));
   addEventListener("afterprint", () => print(false));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  addEventListener("resize", () => { if (!printing() && $("chart").plot.width !== $("chart").clientWidth) draw(); });
+  addEventListener("resize", () => { if (!printing() && $("chart").plot?.width !== $("chart").clientWidth) draw(); });
 
-  pick(fromAddress());
   drawBacktest();
-  document.documentElement.dataset.ready = "true";
+  pick(fromAddress()).then(() => { document.documentElement.dataset.ready = "true"; });
 })();
