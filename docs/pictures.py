@@ -12,7 +12,6 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 from selenium import webdriver
-from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from salescast.cli import output
@@ -48,7 +47,7 @@ def report(page: webdriver.Chrome, work: Workdir, name: str, width: int, height:
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     page.get("about:blank")
     page.get(work.report.as_uri())
-    WebDriverWait(page, 20).until(lambda p: p.find_elements(By.CSS_SELECTOR, "#chart .scatterlayer .trace"))
+    WebDriverWait(page, 20).until(lambda p: p.execute_script("return document.documentElement.dataset.ready"))
     shoot(page, name, {"width": width, "height": height})
 
 

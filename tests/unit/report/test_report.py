@@ -548,7 +548,7 @@ def test_a_page_of_630_series_holds_every_number_in_less_than_a_megabyte(tmp_pat
     assert page.stat().st_size < 1e6
     expected = series.build_series(Results(raw, pl.read_parquet(work.forecasts), None, None, None, {}))
     for name, values in columns_of(page.read_text()).items():
-        np.testing.assert_array_equal(values, expected.columns[name].astype(np.float32))
+        np.testing.assert_allclose(values, expected.columns[name], rtol=1e-6)  # the order of sums may differ
 
 
 @pytest.mark.parametrize(

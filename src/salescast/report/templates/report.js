@@ -430,7 +430,7 @@
     cell.replaceChildren(button(cell.dataset.title, "sort", () => sortBy(table, column)));
   }));
 
-  const desk = matchMedia("(min-width: 1100px)");
+  const desk = matchMedia("(min-width: 1241px)");
   document.querySelectorAll("[data-place]").forEach((one) => one.addEventListener("click", async () => {
     await choose(entryOf(one) ?? top);
     if (!(desk.matches && one.closest("#exceptions"))) $("picked").scrollIntoView();
