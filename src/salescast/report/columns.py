@@ -29,10 +29,3 @@ def pack(columns: Mapping[str, NDArray[np.float64]]) -> Packed:
     flat = np.concatenate([values.ravel() for values in columns.values()]).astype("<f4")
     planes = flat.view(np.uint8).reshape(-1, 4).T.tobytes()
     return Packed(base64.b64encode(gzip.compress(planes, compresslevel=6, mtime=0)).decode(), layout)
-
-
-def unpack(packed: Packed, rows: int) -> dict[str, NDArray[np.float32]]:
-    """The arrays of `pack`, as report.js reads them."""
-    planes = np.frombuffer(gzip.decompress(base64.b64decode(packed.text)), np.uint8).reshape(4, -1)
-    flat = np.ascontiguousarray(planes.T).view("<f4").ravel()
-    return {name: flat[at : at + rows * width].reshape(rows, width) for name, (at, width) in packed.layout.items()}

@@ -81,10 +81,10 @@ def _kept(results: Results) -> tuple[pl.DataFrame, int]:
     """
     since = results.raw.meta.last_week - timedelta(weeks=SEASON)
     sizes = results.raw.sales.group_by(KEYS).agg(pl.col(LABEL).filter(pl.col("week") > since).sum())
-    found = sizes.collect(engine="streaming")
+    ranked = sizes.collect(engine="streaming")
     extra = 5 * len(results.ahead)
-    history = min(MAX_HISTORY, max(SEASON, MAX_VALUES // found.height - extra))
-    return found.top_k(MAX_VALUES // (history + extra), by=LABEL).select(KEYS).sort(KEYS), history
+    history = min(MAX_HISTORY, max(SEASON, MAX_VALUES // ranked.height - extra))
+    return ranked.top_k(MAX_VALUES // (history + extra), by=LABEL).select(KEYS).sort(KEYS), history
 
 
 def _sums(

@@ -1,5 +1,7 @@
 """The report against plain loops: sums, gaps, totals, exceptions, accuracy; missing parts; escaping."""
 
+import base64
+import gzip
 import json
 import math
 import re
@@ -23,7 +25,7 @@ from salescast.errors import UserError
 from salescast.evaluation import hierarchy
 from salescast.report import accuracy, series, totals
 from salescast.report.build import build_report, day, number, percent, title_of
-from salescast.report.columns import Packed, pack, unpack
+from salescast.report.columns import Packed, pack
 from salescast.report.results import Results
 from salescast.report.view import build_view
 from salescast.schema import RAW_SALES, RAW_STORE_WEEKS, RAW_STORES
@@ -134,6 +136,13 @@ def data_of(page: str) -> dict[str, Any]:
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
     assert found
     return json.loads(found[1])
+
+
+def unpack(packed: Packed, rows: int) -> dict[str, np.ndarray]:
+    """The arrays of `pack`, read as report.js reads them."""
+    planes = np.frombuffer(gzip.decompress(base64.b64decode(packed.text)), np.uint8).reshape(4, -1)
+    flat = np.ascontiguousarray(planes.T).view("<f4").ravel()
+    return {name: flat[at : at + rows * width].reshape(rows, width) for name, (at, width) in packed.layout.items()}
 
 
 def columns_of(page: str) -> dict[str, np.ndarray]:
