@@ -9,8 +9,8 @@ import httpx
 
 PROGRAM = """
 import ray
-from feast_asof import connect
-connect.connect(None)
+from feast_asof import ray_connection
+ray_connection.connect(None)
 print("alive", len([node for node in ray.nodes() if node["Alive"]]))
 """
 
