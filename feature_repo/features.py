@@ -1,4 +1,4 @@
-"""Feast declarations: entities, views and services, all built from `salescast.schema`."""
+"""Feast declarations: entities, views and services, built from `salescast.schema`."""
 
 from pathlib import Path
 
