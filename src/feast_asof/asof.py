@@ -1,6 +1,6 @@
 """The as-of join on integer arrays: composite integer keys, one `searchsorted`, one index array out.
 
-All arrays are int64 without nulls. `encode.py` makes them from columns, `columns.py` gathers by the index.
+All arrays are int64 without nulls. `encode` makes them from columns, `gather` gathers by the index.
 """
 
 import os
@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
-LIMIT = 2**62  # composite keys stay below, so that sums and differences cannot overflow
-SLICE = 1 << 20  # rows of the left side searched at once: bounds scratch memory, feeds every core
+LIMIT = 2**62  # upper bound of composite keys: sums and differences cannot overflow
+SLICE = 1 << 20  # entity rows of one search: bounds the memory and gives every core some work
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ class Codes:
 
 
 def threads() -> int:
-    """Cores this process may use (Ray sets OMP_NUM_THREADS to the CPUs of its task)."""
+    """Number of cores that this process may use (Ray sets OMP_NUM_THREADS to the CPUs of its task)."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() and int(given) > 0 else len(os.sched_getaffinity(0))
 
 
 def dense(codes: Codes) -> Codes:
-    """Renumber the codes that occur in the source as 0, 1, 2 ... in the same order."""
+    """Renumber the codes that occur in the source as 0, 1, 2, ... in the same order."""
     values, source = np.unique(codes.source, return_inverse=True)
     if len(values) == 0:
         return Codes(codes.source, np.full(len(codes.entity), -1), 1)
@@ -42,7 +41,7 @@ def dense(codes: Codes) -> Codes:
 
 
 def combine(columns: list[Codes], rows: int, needles: int) -> Codes:
-    """One code per row from the codes of several key columns; rows without key columns all share one code."""
+    """One code per row from the codes of several key columns; without key columns, all rows have the same code."""
     total = Codes(np.zeros(rows, np.int64), np.zeros(needles, np.int64), 1)
     for given in columns:
         fits = total.span * given.span < LIMIT
@@ -53,10 +52,10 @@ def combine(columns: list[Codes], rows: int, needles: int) -> Codes:
 
 
 def ticks(source: Ints, entity: Ints, keys: int) -> Codes:
-    """Timestamps as small integers such that `source <= entity` holds exactly if it held before.
+    """Timestamps as small integers that compare as the timestamps do.
 
-    Entity ticks lie in [-1, span); -1 is before every source row. If `keys * span` overflows, a coarser unit that all
-    source timestamps are multiples of is tried, then their ranks.
+    Entity ticks are in [-1, span); -1 is before every source row. If `keys * span` overflows, the greatest common
+    divisor of the source timestamps becomes the unit; if that is not enough, their ranks are used.
     """
     if len(source) == 0:
         return Codes(source, np.full(len(entity), -1), 1)
@@ -72,8 +71,8 @@ def ticks(source: Ints, entity: Ints, keys: int) -> Codes:
     return Codes(rank.astype(np.int64, copy=False), np.searchsorted(values, entity, side="right") - 1, len(values))
 
 
-def order_of(composite: Ints, created: Ints | None) -> Ints | None:
-    """Stable order by (key, time, created), or None where the rows lie in it already."""
+def sort_order(composite: Ints, created: Ints | None) -> Ints | None:
+    """Stable order by (key, time, created), or None if the rows are already in that order."""
     if created is not None and np.any(composite[1:] == composite[:-1]):
         return np.lexsort((created, composite))
     steps = composite[1:] >= composite[:-1]
@@ -87,17 +86,17 @@ def order_of(composite: Ints, created: Ints | None) -> Ints | None:
 
 
 def _search(composite: Ints, needles: Ints) -> Ints:
-    """Position of the last `composite <= needle`, -1 if none. Sorts the needles: random access would miss the cache."""
+    """Position of the last `composite <= needle`, -1 if none. Sorts the needles for the sake of the CPU cache."""
     if np.all(needles[1:] >= needles[:-1]):
         return np.searchsorted(composite, needles, side="right") - 1
     order = np.argsort(needles)
-    found = np.empty(len(needles), np.int64)
-    found[order] = np.searchsorted(composite, needles[order], side="right") - 1
-    return found
+    position = np.empty(len(needles), np.int64)
+    position[order] = np.searchsorted(composite, needles[order], side="right") - 1
+    return position
 
 
-def minima(values: Ints) -> list[Ints]:
-    """Pairwise minima, level by level, up to one value: the tree that `last_at_most` climbs."""
+def minimum_tree(values: Ints) -> list[Ints]:
+    """A binary tree of minima, from the values up to the root, for `last_at_most`."""
     levels = [values]
     while len(levels[-1]) > 1:
         below = levels[-1]
@@ -109,8 +108,8 @@ def minima(values: Ints) -> list[Ints]:
 def last_at_most(levels: list[Ints], start: Ints, limit: Ints) -> Ints:
     """Per row the greatest position <= start whose value is <= limit, or -1; O(log n) vector steps.
 
-    The prefix [0, start] is a row of whole subtrees, the smallest rightmost: the first that holds a small enough value
-    is then descended, right child first.
+    The prefix [0, start] is a sequence of complete subtrees, the smallest on the right. Take the first from the right
+    whose minimum is small enough and descend into it, right child first.
     """
     node, level_of, end = np.full(len(start), -1), np.full(len(start), -1), start + 1
     for level, values in enumerate(levels):
@@ -128,21 +127,21 @@ def last_at_most(levels: list[Ints], start: Ints, limit: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class Side:
-    """Rows of the source in their own order: timestamps and, if known, creation times (int64, one unit for all)."""
+    """Rows of the source in file order: timestamps and, if there are any, creation times (int64, all in one unit)."""
 
     time: Ints
     created: Ints | None = None
 
 
 def asof(keys: Codes, source: Side, entity_time: Ints, ttl: int, known_at: bool) -> Ints:
-    """For each entity row the source row that was valid then.
+    """For each entity row, the source row that was valid at its time.
 
     Args:
         keys: join key codes of both sides.
         source: timestamps of the source rows; `created` has the smallest int64 where it is null.
         entity_time: timestamps of the entity rows, in the unit of the source's.
-        ttl: how far back a row counts, in that unit; 0 = for ever.
-        known_at: only rows created at or before the entity timestamp count (null: never).
+        ttl: greatest age of a source row, in that unit; 0 = no limit.
+        known_at: only rows created at or before the entity timestamp are valid (null: never).
 
     Returns:
         Positions in the source, int64 of the length of `entity_time`, -1 where nothing matches.
@@ -154,31 +153,31 @@ def asof(keys: Codes, source: Side, entity_time: Ints, ttl: int, known_at: bool)
         keys = dense(keys)
         time = ticks(source.time, entity_time, keys.span)
     composite = keys.source * time.span + time.source
-    order = order_of(composite, source.created)
+    order = sort_order(composite, source.created)
     composite = composite if order is None else composite[order]
-    moments = source.time if order is None else source.time[order]
+    row_times = source.time if order is None else source.time[order]
     levels = None
     if known_at and source.created is not None:
         created = source.created if order is None else source.created[order]
-        levels = minima(np.where(created == np.iinfo(np.int64).min, np.iinfo(np.int64).max, created))
+        levels = minimum_tree(np.where(created == np.iinfo(np.int64).min, np.iinfo(np.int64).max, created))
     first = np.where(keys.entity < 0, 0, keys.entity * time.span)
     needles = np.where(keys.entity < 0, -1, first + time.entity)
     del time
-    found = np.empty(len(entity_time), np.int64)
+    index = np.empty(len(entity_time), np.int64)
 
     def search(start: int) -> None:
         part = slice(start, start + SLICE)
         at = _search(composite, needles[part])
         if levels is not None:
             at = last_at_most(levels, at, entity_time[part])
-        hit = (at >= 0) & (composite[at] >= first[part])  # else it is a row of the key before
+        hit = (at >= 0) & (composite[at] >= first[part])  # otherwise the row belongs to the key before
         if ttl:
-            hit &= moments[at] >= entity_time[part] - ttl
-        found[part] = np.where(hit, at if order is None else order[at], -1)
+            hit &= row_times[at] >= entity_time[part] - ttl
+        index[part] = np.where(hit, at if order is None else order[at], -1)
 
     with ThreadPoolExecutor(threads()) as pool:
         list(pool.map(search, range(0, len(entity_time), SLICE)))
-    return found
+    return index
 
 
 def latest(keys: Codes, source: Side) -> Ints:
@@ -190,7 +189,7 @@ def latest(keys: Codes, source: Side) -> Ints:
         keys = dense(keys)
         time = ticks(source.time, source.time[:0], keys.span)
     composite = keys.source * time.span + time.source
-    order = order_of(composite, source.created)
+    order = sort_order(composite, source.created)
     code = keys.source if order is None else keys.source[order]
     last = np.flatnonzero(np.append(code[1:] != code[:-1], True))
     return np.sort(last if order is None else order[last])

@@ -1,6 +1,7 @@
-"""Columns to integers: join keys by value and type, timestamps as instants."""
+"""Encode columns as integers: join keys by value and type, timestamps as instants."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -9,10 +10,10 @@ import pyarrow.compute as pc
 from feast_asof.asof import Codes, Ints, dense
 from feast_asof.errors import AsofError
 
-WIDE = 2**31  # integer keys that spread further are renumbered
+WIDE = 2**31  # integer keys with a larger range are renumbered
 ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)$"
 
-KINDS = {
+KINDS: Final[dict[str, list[Callable[[pa.DataType], bool]]]] = {
     "integer": [pa.types.is_integer],
     "string": [pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view],
     "bytes": [pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view],
@@ -34,7 +35,7 @@ def flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def ints(array: pa.Array) -> Ints:
-    """The values of a 64-bit array as int64 without a copy; nulls hold anything."""
+    """The values of a 64-bit array as int64 without a copy; the value of a null is undefined."""
     if array.null_count:
         array = array.fill_null(0)
     return np.asarray(array.view(pa.int64()) if array.type != pa.int64() else array)
@@ -42,28 +43,9 @@ def ints(array: pa.Array) -> Ints:
 
 def key_class(dtype: pa.DataType) -> str:
     """What kind of value a join key holds; only keys of one kind can be compared."""
-    kinds = {
-        "integer": pa.types.is_integer,
-        "string": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t),
-        "bytes": lambda t: any(
-            check(t)
-            for check in (
-                pa.types.is_binary,
-                pa.types.is_large_binary,
-                pa.types.is_fixed_size_binary,
-                pa.types.is_binary_view,
-            )
-        ),
-        "boolean": pa.types.is_boolean,
-        "date": pa.types.is_date,
-        "timestamp": pa.types.is_timestamp,
-        "float": pa.types.is_floating,
-        "decimal": pa.types.is_decimal,
-        "null": pa.types.is_null,
-    }
     if pa.types.is_dictionary(dtype):
         return key_class(dtype.value_type)
-    return next((name for name, check in kinds.items() if check(dtype)), str(dtype))
+    return next((name for name, checks in KINDS.items() if any(check(dtype) for check in checks)), str(dtype))
 
 
 def is_time(dtype: pa.DataType) -> bool:
@@ -74,7 +56,8 @@ def is_time(dtype: pa.DataType) -> bool:
 def check_key(name: str, entity: pa.DataType, source: pa.DataType, view: str) -> None:
     """Raise AsofError unless a key of the entity frame can equal one of the source.
 
-    A float column stands for nullable integers (pandas has it so); all-null columns match nothing and pass.
+    A float column may hold integers (pandas casts integers with nulls to float). A column of nulls matches nothing
+    and is accepted.
     """
     left, right = key_class(entity), key_class(source)
     if left == right or "null" in (left, right) or {left, right} == {"float", "integer"}:
@@ -114,7 +97,7 @@ def _align(source: pa.Array, entity: pa.Array, name: str) -> tuple[pa.Array, pa.
             return source.cast(pa.int64()), entity.cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise AsofError(
-                f"join key {name!r}: one side has integers, the other floats that are no 64-bit integers ({error}): "
+                f"join key {name!r}: one side has integers, the other floats that are not 64-bit integers ({error}): "
                 "cast the column"
             ) from error
     if source.type != entity.type and pa.uint64() in (source.type, entity.type):
@@ -128,7 +111,7 @@ def _align(source: pa.Array, entity: pa.Array, name: str) -> tuple[pa.Array, pa.
 def key_codes(source: pa.Array, entity: pa.Array, name: str) -> Codes:
     """Codes of one join key column; the source has no nulls, a null in the entity frame gets -1.
 
-    Codes keep the order of the values, so a file sorted by its keys needs no sort here.
+    Codes have the order of the values, so that a file sorted by its keys need not be sorted again.
     """
     source, entity = _align(flat(source), flat(entity), name)
     if len(source) == 0 or pa.types.is_null(entity.type):
@@ -148,15 +131,15 @@ def key_codes(source: pa.Array, entity: pa.Array, name: str) -> Codes:
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     at = pc.index_in(entity, value_set=coded.dictionary, skip_nulls=True)
-    found = np.asarray(at.fill_null(0))
-    return Codes(rank[np.asarray(coded.indices)], np.where(np.asarray(at.is_valid()), rank[found], -1), len(order))
+    position = np.asarray(at.fill_null(0))
+    return Codes(rank[np.asarray(coded.indices)], np.where(np.asarray(at.is_valid()), rank[position], -1), len(order))
 
 
 def instants(column: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, str]:
-    """Timestamps as int64 since 1970 UTC and their unit: "us" where that is exact, else "ns".
+    """Timestamps as int64 since 1970-01-01 UTC and their unit: "us" where that is exact, else "ns".
 
     Accepts timestamps (naive ones are UTC), dates and ISO 8601 strings.
-    Raises AsofError for anything else or for text that is no timestamp.
+    Raises AsofError for any other type and for text that is not a timestamp.
     """
     array = flat(column)
     if key_class(array.type) == "string":
@@ -164,13 +147,13 @@ def instants(column: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, str]:
     elif pa.types.is_date(array.type) or pa.types.is_null(array.type):
         array = array.cast(pa.timestamp("us"))
     if not pa.types.is_timestamp(array.type):
-        raise AsofError(f"{array.type} holds no timestamps: give datetimes or ISO 8601 strings")
+        raise AsofError(f"{array.type} is not a timestamp type: give datetimes or ISO 8601 strings")
     unit = array.type.unit
     if unit != "ns":
         try:
             return array.cast(pa.timestamp("us", array.type.tz)).view(pa.int64()), "us"
         except pa.ArrowInvalid as error:
-            raise AsofError(f"a timestamp lies outside the years that microseconds can count: {error}") from error
+            raise AsofError(f"a timestamp lies outside the range of microseconds: {error}") from error
     nanos = array.view(pa.int64())
     if len(nanos) and np.any(ints(nanos) % 1000):
         return nanos, "ns"
@@ -178,7 +161,7 @@ def instants(column: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, str]:
 
 
 def parse(text: pa.Array) -> pa.Array:
-    """ISO 8601 strings as timestamps, without a zone in UTC. Raises AsofError naming the first bad value."""
+    """ISO 8601 strings as timestamps, UTC where they name no zone. Raises AsofError naming the first bad value."""
     zoned = pc.match_substring_regex(text, ZONE)
     if pc.any(zoned).as_py():
         rest = pc.if_else(zoned, None, text)
@@ -192,17 +175,17 @@ def _cast_text(text: pa.Array, zone: str | None) -> pa.Array:
     try:
         return text.cast(pa.timestamp("us", zone))
     except pa.ArrowInvalid as error:
-        raise AsofError(f"no ISO 8601 timestamp: {error}") from error
+        raise AsofError(f"not an ISO 8601 timestamp: {error}") from error
 
 
-def same_unit(units: set[str], columns: list[Any]) -> list[Ints]:
-    """Int64 arrays of (values, unit) pairs in one unit. Raises AsofError where nanoseconds cannot count that far."""
+def same_unit(units: set[str], columns: list[tuple[pa.Array, str]]) -> list[Ints]:
+    """(values, unit) pairs as int64 arrays in one unit. Raises AsofError where nanoseconds overflow."""
     if units == {"us"}:
         return [ints(values) for values, _ in columns]
     try:
         return [ints(values if unit == "ns" else pc.multiply_checked(values, 1000)) for values, unit in columns]
     except pa.ArrowInvalid as error:
         raise AsofError(
-            "some timestamps have nanoseconds, others lie outside the years 1677-2262 that nanoseconds can count: "
-            "round the first to microseconds"
+            "some timestamps have nanoseconds and others lie outside 1677-2262, the range of nanoseconds: "
+            "round the nanoseconds to microseconds"
         ) from error

@@ -24,25 +24,25 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class EntityFrame:
-    """A table in memory, Parquet files, or rows that every retrieval looks up anew."""
+    """A table in memory, Parquet files, or (`read_again`) rows that every retrieval reads again."""
 
     schema: pa.Schema
     timestamp: str
     table: pa.Table | None = None
     source: Source | None = None
-    find: "Callable[[Snapshot], EntityFrame] | None" = None
+    read_again: "Callable[[Snapshot], EntityFrame] | None" = None
 
     def at(self, snapshot: Snapshot) -> "EntityFrame":
         """The rows for one retrieval. Raises AsofError if they have other columns by now."""
-        if self.find is None:
+        if self.read_again is None:
             return self
-        found = self.find(snapshot)
-        if not found.schema.equals(self.schema):
+        frame = self.read_again(snapshot)
+        if not frame.schema.equals(self.schema):
             raise AsofError(
                 f"the columns of the entity frame were {', '.join(self.schema.names)} when the features were asked for "
-                f"and are {', '.join(found.schema.names)} now, or have other types: ask again"
+                f"and are {', '.join(frame.schema.names)} now, or have other types: call get_historical_features again"
             )
-        return found
+        return frame
 
     def load(self) -> pa.Table:
         """All rows and columns. Raises AsofError if the Parquet files cannot be read."""
@@ -62,9 +62,11 @@ class EntityFrame:
         """First and last entity timestamp, None where there are none."""
         values, unit = encode.instants(consistent(lambda snapshot: self.at(snapshot).column(self.timestamp)))
         span = pc.min_max(values)
-        scale = 1000 if unit == "ns" else 1
-        first, last = span["min"].as_py(), span["max"].as_py()
-        return tuple(None if v is None else EPOCH + timedelta(microseconds=v // scale) for v in (first, last))  # type: ignore[return-value]
+
+        def as_datetime(value: int | None) -> datetime | None:
+            return None if value is None else EPOCH + timedelta(microseconds=value // (1000 if unit == "ns" else 1))
+
+        return as_datetime(span["min"].as_py()), as_datetime(span["max"].as_py())
 
 
 def _table(frame: Any) -> pa.Table:
@@ -91,11 +93,11 @@ def timestamp_column(schema: pa.Schema) -> str:
     """`event_timestamp`, or the only datetime column. Raises AsofError if there is no such column."""
     if DEFAULT_TIMESTAMP in schema.names:
         return DEFAULT_TIMESTAMP
-    found = [str(field.name) for field in schema if pa.types.is_timestamp(field.type)]
-    if len(found) == 1:
-        return found[0]
+    timestamps = [str(field.name) for field in schema if pa.types.is_timestamp(field.type)]
+    if len(timestamps) == 1:
+        return timestamps[0]
     raise AsofError(
-        f"the entity frame has no column {DEFAULT_TIMESTAMP!r} and {len(found)} datetime columns; "
+        f"the entity frame has no column {DEFAULT_TIMESTAMP!r} and {len(timestamps)} datetime columns; "
         f"its columns are {', '.join(schema.names)}: name the time of each row {DEFAULT_TIMESTAMP!r}"
     )
 
@@ -104,12 +106,12 @@ def read(frame: Any) -> EntityFrame:
     """The entity frame as given by the user. Raises AsofError on an unusable type, path or timestamp column."""
     if isinstance(frame, str | Path):
 
-        def find(snapshot: Snapshot) -> EntityFrame:
+        def open_files(snapshot: Snapshot) -> EntityFrame:
             source = Source.open("the entity frame", str(frame), None, snapshot)
             return EntityFrame(source.schema, timestamp_column(source.schema), source=source)
 
-        found = consistent(find)
-        return EntityFrame(found.schema, found.timestamp, find=find)
+        first = consistent(open_files)
+        return EntityFrame(first.schema, first.timestamp, read_again=open_files)
     table = _table(frame)
     if len(set(table.schema.names)) != len(table.schema.names):
         raise AsofError(f"the entity frame has columns of the same name: {', '.join(table.schema.names)}")
@@ -117,7 +119,7 @@ def read(frame: Any) -> EntityFrame:
 
 
 def check(schema: pa.Schema, timestamp: str, views: list[View]) -> None:
-    """Raise AsofError unless every view finds join keys of comparable types, and every feature a free column name."""
+    """Raise AsofError unless the join keys of all views have comparable types and no two columns get the same name."""
     taken = set(schema.names)
     dtype = schema.field(timestamp).type
     if not encode.is_time(dtype):
@@ -142,7 +144,7 @@ def check(schema: pa.Schema, timestamp: str, views: list[View]) -> None:
 
 
 def check_source(view: View, snapshot: Snapshot) -> Source:
-    """The view's files. Raises AsofError unless they have its columns."""
+    """The view's files. Raises AsofError if a column is missing or a timestamp has another type."""
     source = view.open(snapshot)
     for column in (*view.index_columns(), *(feature.column for feature in view.features)):
         source.type_of(column)

@@ -1,4 +1,4 @@
-"""Gathering feature columns by row index, in their declared types."""
+"""Gather feature columns by row index and cast them to their declared types."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from feast_asof.asof import SLICE, Ints
 from feast_asof.errors import AsofError
 
-WIDE_BYTES = 2**30  # text beyond this is gathered with 64-bit offsets
+WIDE_BYTES = 2**30  # text columns larger than this get 64-bit offsets
 
 
 def slices(index: Ints) -> list[pa.Array]:
@@ -58,7 +58,7 @@ def gather(column: pa.ChunkedArray, index: Iterable[pa.Array], dtype: pa.DataTyp
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     source = _contiguous(column)
-    if _is_plain_list(source.type):  # Arrow's own take builds lists value by value
+    if _is_plain_list(source.type):  # Arrow's take builds lists value by value, which is slow
         series = pl.Series(source)
         chunks = [series.gather(pl.Series(part)).to_arrow().cast(source.type) for part in index]
     else:
@@ -66,11 +66,6 @@ def gather(column: pa.ChunkedArray, index: Iterable[pa.Array], dtype: pa.DataTyp
     return as_declared(pa.chunked_array(chunks, source.type), dtype or column.type, what)
 
 
-def nulls(rows: int, dtype: pa.DataType) -> pa.ChunkedArray:
-    """A column of nothing but nulls."""
-    return pa.chunked_array([pa.nulls(rows, dtype)])
-
-
-def least(values: Ints, missing: pa.Array) -> Ints:
-    """`values` with the smallest int64 where `missing` (boolean) is set."""
+def nulls_to_min(values: Ints, missing: pa.Array) -> Ints:
+    """`values` with the smallest int64 where `missing` is true."""
     return np.where(np.asarray(missing), np.iinfo(np.int64).min, values)

@@ -1,9 +1,9 @@
-"""The retrieval job: lazily evaluated, returned to the caller or written to files."""
+"""Feast's retrieval job: evaluated lazily, returned to the caller or written to files."""
 
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -14,23 +14,12 @@ from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMeta
 from feast.saved_dataset import SavedDatasetStorage
 
 from feast_asof import replace, write
+from feast_asof.engine import Finish, Work
 from feast_asof.errors import AsofError
-
-Finish = Callable[[pa.Table], pa.Table]
-
-
-class Work(Protocol):
-    """What an engine can do for a job."""
-
-    def table(self) -> pa.Table:
-        """The whole result in this process."""
-
-    def parts(self, folder: Path, finish: Finish | None) -> list[Path]:
-        """Write the result as ordered Parquet files, each passed through `finish`; `folder` appears when complete."""
 
 
 class AsofRetrievalJob(RetrievalJob):  # type: ignore[misc]
-    """A result that is computed when it is asked for, every time it is asked for."""
+    """A result that is computed anew by every call that returns or writes it."""
 
     def __init__(
         self,
@@ -71,7 +60,7 @@ class AsofRetrievalJob(RetrievalJob):  # type: ignore[misc]
         return to_pandas(self._work.table())
 
     def to_df(self, validation_reference: Any = None, timeout: int | None = None) -> pd.DataFrame:
-        """The result as pandas; integer columns with nulls are `Int64` and the like: no detour by float."""
+        """The result as pandas. Integer columns with nulls are `Int64` and the like, without a detour through float."""
         return to_pandas(self.to_arrow(validation_reference=validation_reference, timeout=timeout))
 
     def persist(
@@ -95,7 +84,7 @@ class AsofRetrievalJob(RetrievalJob):  # type: ignore[misc]
                 write.merge(self._work.parts(folder / "parts", self._finish()), target)
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
-            write.sweep(target.parent, rf"\.{re.escape(target.name)}\.{write.HEX}", write.DAY)
+            write.remove_stale(target.parent, rf"\.{re.escape(target.name)}\.{write.HEX}", write.DAY)
             self._work.parts(target, self._finish())
 
     def supports_remote_storage_export(self) -> bool:
@@ -105,7 +94,7 @@ class AsofRetrievalJob(RetrievalJob):  # type: ignore[misc]
     def to_remote_storage(self) -> list[str]:
         """Write the result as ordered Parquet files to a new folder below `storage_path` and return their paths.
 
-        The folder is the caller's to remove. What nobody has read or written for a week, a later export removes.
+        The caller removes the folder. A later export removes folders that were not read or written for a week.
         """
         if self._storage_path is None:
             raise AsofError(
@@ -121,7 +110,7 @@ class AsofRetrievalJob(RetrievalJob):  # type: ignore[misc]
 
 
 class _Part(RetrievalJob):  # type: ignore[misc]
-    """A finished table as a job: Feast's `to_arrow` then applies the on-demand feature views to it."""
+    """A finished table as a job, so that Feast's `to_arrow` applies the on-demand feature views to it."""
 
     def __init__(self, table: pa.Table, views: "OnDemand"):
         self._table, self._views = table, views
@@ -153,7 +142,7 @@ class OnDemand:
 
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
-    """Arrow to pandas; only integer columns with nulls become nullable extension types."""
+    """Arrow to pandas. Only integer columns with nulls get nullable extension types."""
     exact = [name for name in table.column_names if table[name].null_count and pa.types.is_integer(table[name].type)]
     frame: pd.DataFrame = table.drop_columns(exact).to_pandas()
     for name in exact:
@@ -166,7 +155,7 @@ def _nullable(dtype: pa.DataType) -> Any:
 
 
 def local_path(repo_path: Path | None, uri: str) -> Path:
-    """A path of this machine, relative ones below the feature repository. Raises AsofError for s3:// and the like."""
+    """A local path; a relative one is below the feature repository. Raises AsofError for s3:// and the like."""
     if "://" in uri and not uri.startswith("file://"):
         raise AsofError(f"cannot write to {uri}: this store writes to mounted folders only, give a path")
     return Path(FileSource.get_uri_for_file_path(repo_path, uri.removeprefix("file://")))

@@ -1,4 +1,4 @@
-"""Writing Parquet where the disk may be full."""
+"""A Parquet writer for disks that may be full."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 
 
 class FileWriter(pq.ParquetWriter):  # type: ignore[misc]  # PyArrow has no types
-    """A Parquet file that its writer closes, or gives up after an error."""
+    """A ParquetWriter that does nothing when it is collected unclosed, after an error."""
 
     def __del__(self) -> None:
-        """PyArrow would finish here what was given up after an error: on a full disk a traceback, and no use."""
+        """PyArrow would write the footer of the abandoned file here, which on a full disk prints a traceback."""
 
 
 def table_file(table: pa.Table, path: Path, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""How engine ray cuts the work: entity rows into ranges, files into chunks, rows into buckets by their join keys."""
+"""How engine `ray` divides the work: entity rows into ranges, files into chunks, rows into buckets by join key."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -12,14 +12,14 @@ import pyarrow.dataset as ds
 from feast_asof import encode
 from feast_asof.source import Source
 
-PART_BYTES = 256 << 20  # a task holds about four times this: its rows, a column being gathered, the result, buffers
-MIN_ROWS = 50_000  # below, a task costs more to start than to run
-TEXT_BYTES = 24  # assumed for values whose width the type does not tell
+PART_BYTES = 256 << 20  # a task needs about four times this: its rows, a column being gathered, result, buffers
+MIN_ROWS = 50_000  # starting a task with fewer rows takes longer than running it
+TEXT_BYTES = 24  # assumed for values of variable width
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows of a source: `length` rows from `offset` on, of few enough row groups for one task."""
+    """Consecutive rows of a source for one task: `length` rows from `offset` on."""
 
     source: Source
     offset: int
@@ -35,7 +35,7 @@ class Chunk:
         return self.source.schema
 
     def statistics(self, column: str) -> tuple[pa.Scalar, pa.Scalar] | None:
-        """Least and greatest value of a column by the metadata of its row groups, None if that does not say."""
+        """Least and greatest value of a column from the metadata of its row groups, None if those have none."""
         dtype = self.source.type_of(column)
         groups = [group.statistics or {} for fragment in self.source.fragments({}) for group in fragment.row_groups]
         if not all(column in group for group in groups):
@@ -61,12 +61,12 @@ class Range:
         return self.rows.select(columns) if isinstance(self.rows, pa.Table) else self.rows.read(columns)
 
     def only(self, columns: list[str]) -> Self:
-        """The same rows, without other columns where that saves sending them."""
+        """The same rows; if they are in memory, only with these columns, which saves sending the others."""
         return type(self)(self.start, self.rows.select(columns)) if isinstance(self.rows, pa.Table) else self
 
 
 def width(schema: pa.Schema) -> int:
-    """Bytes of one row, as far as the types tell (lists: at least 64 values)."""
+    """Estimated bytes of one row by its types (lists: 64 values)."""
     total = 0
     for field in schema:
         if pa.types.is_nested(field.type):
@@ -77,32 +77,32 @@ def width(schema: pa.Schema) -> int:
 
 
 def part_rows(row_bytes: int, rows: int, workers: int) -> int:
-    """Rows of one task: within its memory share, and few enough that every worker has something to do."""
+    """Rows of one task: within its memory share, and so few that every worker gets a task."""
     fitting = max(PART_BYTES // row_bytes, 1)
     even = -(-rows // workers)
     return max(min(fitting, max(even, MIN_ROWS)), 1)
 
 
 def chunks(source: Source, rows: int) -> list[Chunk]:
-    """The source in file order as chunks of about `rows` rows: row groups together, or slices of large ones."""
-    found: list[Chunk] = []
+    """The source in file order as chunks of at most about `rows` rows: several row groups, or slices of a large one."""
+    result: list[Chunk] = []
     pieces: list[ds.ParquetFileFragment] = []
     held = 0
     for piece in (piece for fragment in source.fragments({}) for piece in fragment.split_by_row_group()):
         count = piece.row_groups[0].num_rows
         if pieces and held + count > rows:
-            found.append(Chunk(source.of(pieces), 0, held))
+            result.append(Chunk(source.restricted_to(pieces), 0, held))
             pieces, held = [], 0
         if count > rows:
-            found += [Chunk(source.of([piece]), at, min(rows, count - at)) for at in range(0, count, rows)]
+            result += [Chunk(source.restricted_to([piece]), at, min(rows, count - at)) for at in range(0, count, rows)]
         elif count:
             pieces.append(piece)
             held += count
-    return [*found, Chunk(source.of(pieces), 0, held)] if pieces else found
+    return [*result, Chunk(source.restricted_to(pieces), 0, held)] if pieces else result
 
 
 def hashable(column: pa.ChunkedArray, partner: pa.DataType) -> pa.Array:
-    """The column in a type where values that equal values of a `partner` column hash alike."""
+    """The column in a type in which it has the same hashes as equal values of a `partner` column."""
     array = encode.common(encode.flat(column))
     kinds = {encode.key_class(array.type), encode.key_class(partner)}
     if kinds == {"float", "integer"} or array.type == pa.uint64():
@@ -113,7 +113,7 @@ def hashable(column: pa.ChunkedArray, partner: pa.DataType) -> pa.Array:
 
 
 def buckets(columns: list[pa.Array], rows: int, count: int) -> npt.NDArray[np.int64]:
-    """The bucket in [0, count) of every row by its join keys, the same for equal keys in every process."""
+    """The bucket in [0, count) of every row by its join keys; equal keys get the same one in every process."""
     if not columns:
         return np.zeros(rows, np.int64)
     frame = pl.DataFrame({str(number): pl.Series(column) for number, column in enumerate(columns)})
@@ -122,7 +122,7 @@ def buckets(columns: list[pa.Array], rows: int, count: int) -> npt.NDArray[np.in
 
 
 def split(table: pa.Table, bucket: npt.NDArray[np.int64], count: int) -> list[pa.RecordBatch]:
-    """One record batch for each bucket, rows in their order."""
+    """One record batch for each bucket; rows keep their order."""
     order = np.argsort(bucket, kind="stable")
     ends = np.searchsorted(bucket[order], np.arange(count + 1))
     ordered = table.take(pa.array(order)).combine_chunks()

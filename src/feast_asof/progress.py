@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, or where FEAST_ASOF_PROGRESS=1 asks for one."""
+"""Progress bars: on a terminal, or with FEAST_ASOF_PROGRESS=1."""
 
 import os
 import sys
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 def wanted() -> bool:
-    """Whether a person is watching."""
+    """Whether to show a progress bar."""
     asked = os.environ.get("FEAST_ASOF_PROGRESS", "")
     return asked == "1" or (asked != "0" and sys.stderr.isatty())
 
 
 def steps(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """The items, counted on stderr while they are consumed."""
+    """The items, with_row_count on stderr while they are consumed."""
     if not wanted():
         yield from items
         return

@@ -1,4 +1,4 @@
-"""Plain reads of one source: rows between two moments, all or the newest of every entity."""
+"""Plain reads of one source: the rows between two times, all or the newest of every entity."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +16,7 @@ from feast_asof.source import Source, bound
 
 @dataclass(frozen=True)
 class Columns:
-    """A plain read of a source: its columns `names` (None: all), and a `constant` column to add."""
+    """The columns of a plain read: `names` in the file (None: all), and a `constant` (name, value) column to add."""
 
     path: str
     filesystem: Any
@@ -31,14 +31,14 @@ class Columns:
         return Source.open("the source", self.path, self.filesystem, snapshot)
 
 
-def _micros(moment: datetime | None) -> int | None:
-    if moment is None:
+def _micros(time: datetime | None) -> int | None:
+    if time is None:
         return None
-    return int(pa.scalar(moment, pa.timestamp("us", "UTC")).value)
+    return int(pa.scalar(time, pa.timestamp("us", "UTC")).value)
 
 
 def within(source: Source, timestamp: str, start: datetime | None, end: datetime | None) -> Source:
-    """The row groups that can hold rows between two moments."""
+    """The row groups that can hold rows between two times."""
     dtype = source.type_of(timestamp)
     return source.within(
         {timestamp: (bound(_micros(start), dtype, True, "us"), bound(_micros(end), dtype, False, "us"))}
@@ -46,7 +46,7 @@ def within(source: Source, timestamp: str, start: datetime | None, end: datetime
 
 
 def between(rows: Source | Chunk, of: Columns, start: datetime | None, end: datetime | None) -> pa.Table:
-    """The columns of the rows with start <= timestamp <= end (None: open; naive: UTC), null timestamps left out."""
+    """The rows with start <= timestamp <= end (None: no bound; naive: UTC), without those of null timestamps."""
     first, last, timestamp = _micros(start), _micros(end), of.timestamp
     rows = within(rows, timestamp, start, end) if isinstance(rows, Source) else rows
     names = of.names if of.names is not None else rows.schema.names
@@ -63,7 +63,7 @@ def between(rows: Source | Chunk, of: Columns, start: datetime | None, end: date
 
 
 def newest(table: pa.Table, of: Columns) -> pa.Table:
-    """The newest row of every key; ties are decided by `created`, then by the later row. Null keys are left out."""
+    """The newest row of every key; ties go to the one created last, then to the later row. Null keys are dropped."""
     keys, timestamp, created = of.keys, of.timestamp, of.created
     missing = [np.asarray(pc.is_null(table[key])) for key in keys if table[key].null_count]
     if missing:
@@ -74,7 +74,7 @@ def newest(table: pa.Table, of: Columns) -> pa.Table:
     if created:
         timed.append(encode.instants(table[created]))
     values, *rest = encode.same_unit({unit for _, unit in timed}, timed)
-    age = gather.least(rest[0], timed[1][0].is_null()) if rest else None
+    age = gather.nulls_to_min(rest[0], timed[1][0].is_null()) if rest else None
     rows = asof.latest(asof.combine(codes, table.num_rows, 0), asof.Side(values, age))
     parts = gather.slices(rows)
     return pa.table({name: gather.gather(table[name], parts, None, name) for name in table.column_names})

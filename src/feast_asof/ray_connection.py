@@ -1,4 +1,4 @@
-"""Finding a Ray cluster, with token or mTLS as the environment says, and saying clearly why it cannot be used."""
+"""Connect to a Ray cluster, with token or mTLS as the environment says, and explain why a cluster cannot be used."""
 
 import os
 import socket
@@ -10,10 +10,10 @@ import tenacity
 from feast_asof.errors import AsofError
 
 CERTIFICATES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
-SECONDS = 10
+CONNECT_SECONDS = 10
 
-# A busy head can be too slow to start the process that serves a client, find its port taken, or trip over one that has
-# just ended (psutil.ZombieProcess): the next may be free.
+# A busy head may be too slow to start the process that serves a client, find its port in use, or fail on a process that
+# has just ended (psutil.ZombieProcess). Another attempt gets another process and port.
 retry = tenacity.retry(
     retry=tenacity.retry_if_exception_message(match="(?s).*(Starting Ray client server failed|psutil.ZombieProcess)"),
     stop=tenacity.stop_after_attempt(3),
@@ -23,7 +23,7 @@ retry = tenacity.retry(
 
 
 def check_environment() -> None:
-    """Raise AsofError if TLS or token authentication is asked for and its files are not there."""
+    """Raise AsofError if TLS or token authentication is requested and its files are missing."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         for name in CERTIFICATES:
             path = os.environ.get(name)
@@ -47,7 +47,7 @@ def check_reachable(address: str) -> None:
     if not port.isdigit():
         raise AsofError(f"ray_address {address!r}: give host:port, for example ray://feast-ray-head-svc:10001")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise AsofError(
             f"no Ray head answers at {address}: {error}; is the cluster up, and the address right?"
@@ -61,7 +61,7 @@ def connect(address: str | None) -> None:
         address: ray://host:port, host:port, or None for RAY_ADDRESS, else a Ray of this machine.
 
     Raises:
-        AsofError: unreachable head, wrong token or certificate, other Ray or Python version.
+        AsofError: unreachable head, wrong token or certificate, another version of Ray or Python.
     """
     if ray.is_initialized():
         return
@@ -76,7 +76,7 @@ def connect(address: str | None) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The first message in the chain of errors, on one line and without a traceback; Ray raises some errors empty."""
+    """The first message in the chain of errors, on one line without a traceback; some of Ray's errors have none."""
     link: BaseException | None = error
     while link is not None and not str(link).strip():
         link = link.__cause__ or link.__context__
@@ -85,7 +85,7 @@ def reason(error: BaseException) -> str:
 
 
 def hint(message: str) -> str:
-    """Ray's message, and what to do about it."""
+    """Ray's message and what to do."""
     text = message.lower()
     if "version" in text:
         return f"{message}: driver and cluster need the same Ray and the same Python minor version"

@@ -1,55 +1,38 @@
-"""What Ray workers run: functions of files and plain values, so that a lost task is simply run again.
+"""The tasks of Ray workers. They depend on files and plain values only, so that a lost task can run again.
 
-Nothing here imports Feast: a worker starts in the time that Arrow takes to load.
+Nothing here imports Feast, so that workers start fast.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from feast_asof import encode, gather, join, partition, write
-from feast_asof.errors import AsofError
-from feast_asof.join import View
+from feast_asof.engine import Finish
+from feast_asof.join import Features, View
 from feast_asof.partition import Chunk, Range
 from feast_asof.source import Source
 
-Finish = Callable[[pa.Table], pa.Table]
-ROW = "__row__"  # position of an entity row in the whole frame
+ROW = "__row__"  # position of an entity row in the entity frame
 
 
-def moments_of(table: pa.Table, timestamp: str) -> join.Moments:
-    """Entity timestamps as integers. Raises AsofError naming the column."""
-    try:
-        return encode.instants(table[timestamp])
-    except AsofError as error:
-        raise AsofError(f"column {timestamp!r} of the entity frame: {error}") from error
-
-
-def append(table: pa.Table, features: dict[str, pa.ChunkedArray], order: list[str]) -> pa.Table:
-    """The table with features appended in the given order."""
-    added = pa.table([features[name] for name in order], names=order)
-    fields = [*table.schema, *added.schema]
-    return pa.Table.from_arrays([*table.columns, *added.columns], schema=pa.schema(fields, table.schema.metadata))
-
-
-def join_range(entity: pa.Table, timestamp: str, views: list[tuple[View, Source]]) -> dict[str, pa.ChunkedArray]:
+def join_range(entity: pa.Table, timestamp: str, views: list[tuple[View, Source]]) -> Features:
     """The features of several views for some entity rows, see `join.join`."""
-    moments = moments_of(entity, timestamp)
-    features: dict[str, pa.ChunkedArray] = {}
+    times = join.entity_times(entity, timestamp)
+    features: Features = {}
     for view, source in views:
-        features |= join.join(view, source, entity, moments)
+        features |= join.join(view, source, entity, times)
     return features
 
 
 def needed(views: list[View], timestamp: str) -> list[str]:
-    """The columns of the entity frame that decide about the join."""
+    """The columns of the entity frame that the join needs."""
     return list(dict.fromkeys([*(key for view in views for _, key in view.keys), timestamp]))
 
 
 def features_table(rows: Range, timestamp: str, views: list[tuple[View, Source]], order: list[str]) -> pa.Table:
-    """The features alone, in the order of the entity rows."""
+    """The features without the entity frame's columns, in the order of its rows."""
     features = join_range(rows.read(needed([view for view, _ in views], timestamp)), timestamp, views)
     return pa.table({name: features[name] for name in order})
 
@@ -64,10 +47,10 @@ def write_range(
 ) -> int:
     """Write entity rows with their features to a file; returns its size in bytes."""
     entity = rows.read(names)
-    return finished(append(entity, join_range(entity, timestamp, views), order), target)
+    return write_finished(join.append_features(entity, join_range(entity, timestamp, views), order), target)
 
 
-def finished(table: pa.Table, target: tuple[Path, Finish | None]) -> int:
+def write_finished(table: pa.Table, target: tuple[Path, Finish | None]) -> int:
     """Apply the last step, if any, and write the file; returns its size in bytes."""
     path, finish = target
     write.parquet(finish(table) if finish else table, path)
@@ -109,8 +92,8 @@ def join_bucket(
     sources, entities = files
     entity = write.read_batch(entities, bucket)
     source = write.read_batch(sources, bucket)
-    index = join.chosen(view, source.select(view.index_columns()), entity, moments_of(entity, timestamp))
-    features = join.features_of(view, source.select, index, source.num_rows)
+    index = join.matching_rows(view, source.select(view.index_columns()), entity, join.entity_times(entity, timestamp))
+    features = join.gather_features(view, source.select, index, source.num_rows)
     position = np.asarray(encode.flat(entity[ROW]))
     table = pa.table({ROW: entity[ROW]} | features)
     batches = partition.split(table, np.searchsorted(starts, position, side="right") - 1, len(starts))
@@ -119,7 +102,7 @@ def join_bucket(
 
 def collect(number: int, start: int, files: list[list[Path]], order: list[str]) -> pa.Table:
     """The features of one range of entity rows from all buckets of all views, in row order."""
-    features: dict[str, pa.ChunkedArray] = {}
+    features: Features = {}
     for of_view in files:
         table = write.read_batch(of_view, number)
         position = np.asarray(encode.flat(table[ROW])) - start
@@ -141,4 +124,4 @@ def write_collected(
 ) -> int:
     """Write entity rows with their collected features to a file; returns its size in bytes."""
     entity, features = rows.read(names), collect(number, rows.start, files, order)
-    return finished(append(entity, {name: features[name] for name in order}, order), target)
+    return write_finished(join.append_features(entity, {name: features[name] for name in order}, order), target)

@@ -16,7 +16,7 @@ from feast_asof import replace
 from feast_asof.errors import AsofError, SourceChangedError, SourceNotFoundError
 from feast_asof.snapshot import Files, Snapshot
 
-Bounds = Mapping[str, tuple[Any, Any]]  # column -> (least, greatest) value that can matter, None = open
+Bounds = Mapping[str, tuple[Any, Any]]  # column -> (least, greatest) value that can match, None = no bound
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Source:
 
     @classmethod
     def open(cls, what: str, path: str, filesystem: Any, snapshot: Snapshot) -> Self:
-        """Find its files, fix their state for the whole snapshot, and read the schema.
+        """List its files, pin their state for the whole snapshot, and read the schema.
 
-        Raises SourceNotFoundError if there is no such path, SourceChangedError if files come and go meanwhile,
-        AsofError if it holds no readable Parquet.
+        Raises SourceNotFoundError if there is no such path, SourceChangedError if files appear or vanish meanwhile,
+        AsofError if it is not readable as Parquet.
         """
         inner, where = resolved(path, filesystem)
         files = snapshot.files(inner)
@@ -60,9 +60,9 @@ class Source:
 
     @property
     def files(self) -> Files:
-        """The state of its files."""
-        found: Files = self.dataset.filesystem.handler
-        return found
+        """The file system that pins the state of its files."""
+        handler: Files = self.dataset.filesystem.handler
+        return handler
 
     @property
     def schema(self) -> pa.Schema:
@@ -70,14 +70,14 @@ class Source:
         return self.dataset.schema
 
     def type_of(self, column: str) -> pa.DataType:
-        """Type of a column. Raises AsofError, listing what the file has, if there is none of that name."""
+        """Type of a column. Raises AsofError, which lists the columns of the file, if there is none of that name."""
         schema = self.dataset.schema
         if not schema.get_all_field_indices(column):
             raise AsofError(f"{self.what}: {self.path} has no column {column!r}; it has {', '.join(schema.names)}")
         return schema.field(column).type
 
     def fragments(self, bounds: Bounds) -> list[ds.ParquetFileFragment]:
-        """Files cut down to the row groups whose statistics allow values within `bounds`."""
+        """The files, restricted to the row groups whose statistics allow values within `bounds`."""
         terms = [
             term
             for column, (least, greatest) in bounds.items()
@@ -100,11 +100,11 @@ class Source:
             raise AsofError(f"{self.what}: {self.path} is not readable as Parquet: {error}") from error
 
     def within(self, bounds: Bounds) -> Self:
-        """The same source without the row groups that lie outside `bounds`."""
-        return self.of(self.fragments(bounds))
+        """The same source without the row groups that are outside `bounds`."""
+        return self.restricted_to(self.fragments(bounds))
 
-    def of(self, fragments: list[ds.ParquetFileFragment]) -> Self:
-        """A source of only these parts of it."""
+    def restricted_to(self, fragments: list[ds.ParquetFileFragment]) -> Self:
+        """The same source with only these fragments."""
         dataset = ds.FileSystemDataset(fragments, self.dataset.schema, self.dataset.format, self.dataset.filesystem)
         return type(self)(self.what, self.path, dataset)
 
@@ -115,7 +115,7 @@ class Source:
     def read(self, columns: list[str]) -> pa.Table:
         """All rows of some columns.
 
-        Raises AsofError if the file is damaged or lacks one, SourceChangedError if it is no longer what it was.
+        Raises AsofError if the file is damaged or lacks a column, SourceChangedError if it has changed.
         """
         for column in columns:
             self.type_of(column)
@@ -139,15 +139,15 @@ def resolved(path: str, filesystem: pafs.FileSystem | None) -> tuple[pafs.FileSy
     if filesystem is not None:
         return filesystem, path
     if "://" in path and not Path(path).exists():
-        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(path)
-        return found
+        from_uri: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(path)
+        return from_uri
     return pafs.LocalFileSystem(), path
 
 
 def bound(value: int | None, dtype: pa.DataType, up: bool, unit: str) -> pa.Scalar | None:
-    """An instant (int, "us" or "ns" since 1970) as a value of a column's type for `Source.within`; None: not possible.
+    """An instant (int, "us" or "ns" since 1970) in a column's type for `Source.within`; None if that is not possible.
 
-    Rounds outwards to the column's unit, so that no row within the bound is lost.
+    Rounds up or down to the column's unit as `up` says, so that no row within the bounds is lost.
     """
     if value is None:
         return None

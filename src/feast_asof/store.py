@@ -20,8 +20,9 @@ from feast.repo_config import FeastConfigBaseModel
 from feast.utils import compute_non_entity_date_range
 
 from feast_asof import entity_frame, local_engine, views, write
+from feast_asof.engine import Engine, EngineSettings, Work
 from feast_asof.errors import AsofError
-from feast_asof.job import AsofRetrievalJob, Work, local_path
+from feast_asof.job import AsofRetrievalJob, local_path
 from feast_asof.pull import Columns
 from feast_asof.snapshot import consistent
 from feast_asof.views import resolve_views
@@ -68,8 +69,8 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
             project: Feast project.
             full_feature_names: name columns view__feature.
             filter_by_created_timestamp: leave out rows created after the entity timestamp.
-            start_date: first moment, only without entity frame.
-            end_date: last moment, only without entity frame.
+            start_date: earliest event timestamp, only without entity frame.
+            end_date: latest event timestamp, only without entity frame.
 
         Raises:
             AsofError: missing columns, types that cannot be compared, unreadable or missing files.
@@ -92,7 +93,7 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
 
         return _job(
             config,
-            _engine(config).Historical(_settings(config), frame, views, order),
+            _engine(config).historical_join(_settings(config), frame, views, order),
             full_feature_names=full_feature_names,
             on_demand_feature_views=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
             metadata=metadata,
@@ -116,7 +117,7 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         """
         columns = (join_key_columns, feature_name_columns)
         pull = _pull(config, data_source, columns, timestamp_field, created_timestamp_column)
-        return _job(config, _engine(config).Pull(_settings(config), pull, start_date, end_date, True))
+        return _job(config, _engine(config).plain_read(_settings(config), pull, start_date, end_date, True))
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -129,16 +130,16 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         start_date: datetime | None = None,
         end_date: datetime | None = None,
     ) -> AsofRetrievalJob:
-        """All rows with start_date <= timestamp <= end_date (None: open); columns as `pull_latest...` has them."""
+        """All rows with start_date <= timestamp <= end_date (None: no bound), in the columns of `pull_latest...`."""
         columns = (join_key_columns, feature_name_columns)
         pull = _pull(config, data_source, columns, timestamp_field, created_timestamp_column)
-        return _job(config, _engine(config).Pull(_settings(config), pull, start_date, end_date, False))
+        return _job(config, _engine(config).plain_read(_settings(config), pull, start_date, end_date, False))
 
     @staticmethod
     def offline_write_batch(
         config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
     ) -> None:
-        """Append rows to the Parquet file of a feature view, or as a new file where its source is a folder.
+        """Append rows to the Parquet file of a feature view, or add a file if its source is a folder.
 
         Raises AsofError if the columns are not exactly those of the source or a value does not convert.
         """
@@ -165,19 +166,19 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
             raise AsofError(f"cannot log to {type(destination).__name__}: give a FileLoggingDestination")
         table = data if isinstance(data, pa.Table) else pq.read_table(data)
         folder = local_path(config.repo_path, destination.path)
-        write.add(table, folder, uuid.uuid4().hex, destination.partition_by or [])
+        write.add_files(table, folder, uuid.uuid4().hex, destination.partition_by or [])
 
 
-def _settings(config: RepoConfig) -> local_engine.Settings:
+def _settings(config: RepoConfig) -> EngineSettings:
     store = config.offline_store
     storage = local_path(config.repo_path, store.storage_path) if store.storage_path else None
-    return local_engine.Settings(store.ray_address, storage)
+    return EngineSettings(store.ray_address, storage)
 
 
-def _engine(config: RepoConfig) -> Any:
+def _engine(config: RepoConfig) -> Engine:
     if config.offline_store.engine == "local":
         return local_engine
-    from feast_asof import ray_engine
+    from feast_asof import ray_engine  # needs Ray
 
     return ray_engine
 

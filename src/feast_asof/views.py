@@ -1,4 +1,4 @@
-"""From Feast's objects to plain values: which columns of which files are joined on what."""
+"""Translate Feast's objects to plain values: which columns of which files are joined on which keys."""
 
 from datetime import timedelta
 from typing import Any
@@ -31,7 +31,7 @@ def location(config: RepoConfig, source: DataSource) -> tuple[str, Any]:
 
 
 def declared(dtype: Any) -> pa.DataType | None:
-    """Arrow type of a Feast type; None where Feast leaves it open."""
+    """Arrow type of a Feast type; None where Feast defines none."""
     if dtype == Bytes:
         return pa.binary()
     try:
@@ -51,9 +51,9 @@ def _column_name(view: FeatureView, feature: str, full: bool) -> str:
 def resolve_views(
     config: RepoConfig, feature_views: list[FeatureView], refs: list[str], *, full: bool, known_at: bool
 ) -> tuple[list[View], list[str]]:
-    """What to join, and the names of the feature columns in the order requested.
+    """The views to join, and the names of the feature columns in the order requested.
 
-    References to on-demand feature views are left to Feast. Raises AsofError for sources that are no Parquet files.
+    Feast evaluates references to on-demand feature views. Raises AsofError for sources other than Parquet files.
     """
     wanted: dict[str, list[str]] = {}
     order: list[str] = []

@@ -1,4 +1,4 @@
-"""Parquet files that appear whole or not at all."""
+"""Atomic writes of Parquet and Arrow files, and temporary folders that outlive no retrieval for long."""
 
 import fcntl
 import os
@@ -21,16 +21,16 @@ from feast_asof.parquet import FileWriter, table_file
 
 PART_ROWS = 1 << 22  # rows of one file of a dataset
 HEX = "[0-9a-f]{32}"
-OWNER = "owner"  # a file in a scratch folder, locked by the process that works there
+OWNER = "owner"  # a file in a scratch folder, locked by the process that uses the folder
 DAY, WEEK = 86_400.0, 604_800.0  # seconds
 
 
 @contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write a file or fill a folder at; on success it is synced and takes the target's place.
+def atomic(target: Path) -> Iterator[Path]:
+    """A temporary path in the folder of `target` for a file or folder; on success it is synced and replaces the target.
 
-    On an error the target stays as it was and nothing is left beside it. The folder of `target` must be there: a task
-    that outlives its retrieval must not make it again.
+    On an error the target stays as it was and the temporary path is removed. The folder of `target` must exist: a task
+    that outlives its retrieval must not create it again.
     """
     replace.heal(target)
     beside = target.parent / f".{target.name}.{uuid.uuid4().hex}"
@@ -49,15 +49,15 @@ def whole(target: Path) -> Iterator[Path]:
 
 def parquet(table: pa.Table, path: Path) -> None:
     """Write one Parquet file, atomically."""
-    with whole(path) as beside:
+    with atomic(path) as beside:
         table_file(table, beside)
 
 
 def dataset(table: pa.Table, folder: Path) -> list[Path]:
-    """Write the rows in their order as folder/part-00000.parquet ...; the folder appears when all are written."""
+    """Write the rows in order as folder/part-00000.parquet, ...; the folder appears when all are written."""
     starts = range(0, max(table.num_rows, 1), PART_ROWS)
     names = [f"part-{number:05d}.parquet" for number, _ in enumerate(starts)]
-    with whole(folder) as beside:
+    with atomic(folder) as beside:
         beside.mkdir()
         for name, start in zip(names, starts, strict=True):
             table_file(table.slice(start, PART_ROWS), beside / name)
@@ -65,19 +65,19 @@ def dataset(table: pa.Table, folder: Path) -> list[Path]:
 
 
 def export(storage: Path) -> Path:
-    """A path for a new export below `storage`; removes exports that nobody has touched for a week."""
+    """A path for a new export below `storage`; removes exports that were not used for a week."""
     folder = storage / "exports"
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder, rf"\.{HEX}\.{HEX}", DAY)
-    sweep(folder, HEX, WEEK)
+    remove_stale(folder, rf"\.{HEX}\.{HEX}", DAY)
+    remove_stale(folder, HEX, WEEK)
     return folder / uuid.uuid4().hex
 
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A hidden folder below `folder`, removed afterwards; with it go those of retrieval processes that were killed."""
+    """A hidden folder below `folder`, removed afterwards. Also removes those of killed retrievals, after a day."""
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder, rf"\.asof-{HEX}", DAY)
+    remove_stale(folder, rf"\.asof-{HEX}", DAY)
     path = folder / f".asof-{uuid.uuid4().hex}"
     path.mkdir()
     owner = os.open(path / OWNER, os.O_RDWR | os.O_CREAT, 0o666)
@@ -90,7 +90,7 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 def _lock(handle: int) -> bool:
-    """Whether no other process holds the file; where the file system has no locks, nobody does."""
+    """Lock the file; False if another process holds the lock. A file system without locks counts as free."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -100,30 +100,30 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def sweep(folder: Path, name: str, seconds: float) -> None:
-    """Remove what is named like the pattern, was not touched for so long, and is held by no process.
+def remove_stale(folder: Path, name: str, seconds: float) -> None:
+    """Remove folders whose names match the pattern `name` that no process uses or has used for `seconds`.
 
-    Ages are taken by the clock of the file system: those of two machines may differ.
+    The clock of the file system gives the time, since those of two machines may differ.
     """
-    found = [path for path in folder.iterdir() if re.fullmatch(name, path.name)]
-    if not found:
+    matching = [path for path in folder.iterdir() if re.fullmatch(name, path.name)]
+    if not matching:
         return
     with tempfile.TemporaryFile(dir=folder) as probe:
         now = os.fstat(probe.fileno()).st_mtime
-    for path in found:
-        with suppress(FileNotFoundError):  # its owner, or another sweep, is removing it
-            if now - _touched(path) > seconds and not _owned(path):
+    for path in matching:
+        with suppress(FileNotFoundError):  # another process is removing it
+            if now - _last_use(path) > seconds and not _in_use(path):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _touched(folder: Path) -> float:
+def _last_use(folder: Path) -> float:
     """The last time that a folder was written to, or anything in it was written or read."""
-    found = [path.lstat() for path in [folder, *folder.rglob("*")]]
-    # To look into a folder, as this does, counts as reading it.
-    return max(one.st_mtime if stat.S_ISDIR(one.st_mode) else max(one.st_mtime, one.st_atime) for one in found)
+    states = [path.lstat() for path in [folder, *folder.rglob("*")]]
+    # Listing a folder, as this does, sets its access time.
+    return max(one.st_mtime if stat.S_ISDIR(one.st_mode) else max(one.st_mtime, one.st_atime) for one in states)
 
 
-def _owned(folder: Path) -> bool:
+def _in_use(folder: Path) -> bool:
     try:
         handle = os.open(folder / OWNER, os.O_RDWR)
     except FileNotFoundError:
@@ -135,8 +135,8 @@ def _owned(folder: Path) -> bool:
 
 
 def merge(parts: list[Path], target: Path) -> None:
-    """Concatenate Parquet files, row group by row group, into one that appears when complete."""
-    with whole(target) as beside, FileWriter(beside, pq.read_schema(parts[0]), compression="zstd") as writer:
+    """Concatenate Parquet files, row group by row group, into one, atomically."""
+    with atomic(target) as beside, FileWriter(beside, pq.read_schema(parts[0]), compression="zstd") as writer:
         for part in parts:
             with pq.ParquetFile(part) as source:
                 for group in range(source.num_row_groups):
@@ -144,8 +144,8 @@ def merge(parts: list[Path], target: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold a lock on the folder of `path`: read-and-replace by two writers would lose rows."""
+def exclusive(path: Path) -> Iterator[None]:
+    """Lock the folder of `path`: two writers that read and replace a file at once would lose rows."""
     handle = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -155,7 +155,7 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def append(table: pa.Table, path: Path, view: str) -> None:
-    """Add rows to a Parquet file (rewritten, atomically) or to a folder (a new file).
+    """Add rows to a Parquet file (rewritten atomically) or to a folder (as a new file).
 
     Raises AsofError if the columns are not exactly the existing ones or a value does not convert.
     """
@@ -173,12 +173,12 @@ def append(table: pa.Table, path: Path, view: str) -> None:
     if folder:
         parquet(rows, path / f"part-{uuid.uuid4().hex}.parquet")
         return
-    with alone(path), scratch(path.parent) as beside:
+    with exclusive(path), scratch(path.parent) as beside:
         parquet(rows, beside / "new.parquet")
         merge([path, beside / "new.parquet"], path)
 
 
-def add(table: pa.Table, folder: Path, name: str, by: list[str]) -> None:
+def add_files(table: pa.Table, folder: Path, name: str, by: list[str]) -> None:
     """Add rows to a folder of Parquet, in sub-folders by the columns `by`; each file appears complete."""
     folder.mkdir(parents=True, exist_ok=True)
     with scratch(folder) as held:
@@ -201,7 +201,7 @@ def add(table: pa.Table, folder: Path, name: str, by: list[str]) -> None:
 
 def batches(parts: list[pa.RecordBatch], schema: pa.Schema, path: Path) -> int:
     """Write an Arrow file with one batch for each part, atomically; returns its size in bytes."""
-    with whole(path) as beside:
+    with atomic(path) as beside:
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as writer:
             for part in parts:
@@ -210,9 +210,9 @@ def batches(parts: list[pa.RecordBatch], schema: pa.Schema, path: Path) -> int:
 
 
 def read_batch(paths: list[Path], number: int) -> pa.Table:
-    """Batch `number` of every file, one below the other."""
-    found = []
+    """Batch `number` of every file, concatenated."""
+    read = []
     for path in paths:
         with pa.memory_map(str(path)) as source:
-            found.append(pa.ipc.open_file(source).get_batch(number))
-    return pa.Table.from_batches(found)
+            read.append(pa.ipc.open_file(source).get_batch(number))
+    return pa.Table.from_batches(read)

@@ -20,7 +20,7 @@ class Settings(BaseSettings):
 
     workdir: Path = Field(default=Path("shared"), validation_alias="SALESCAST_WORKDIR")
     feature_repo: Path = Field(
-        default=Path(__file__).parents[2] / "feature_repo", validation_alias="SALESCAST_FEATURE_REPO"
+        default=Path(__file__).parent / "feature_store" / "feature_repo", validation_alias="SALESCAST_FEATURE_REPO"
     )
     feature_store_yaml: str = Field(default="feature_store.yaml", validation_alias="SALESCAST_FEATURE_STORE_YAML")
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")

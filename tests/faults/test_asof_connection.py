@@ -1,4 +1,4 @@
-"""Connecting to real Ray heads: token, mTLS, and what goes wrong with either."""
+"""Connecting to real Ray heads with a token or mTLS, and what goes wrong with either."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ try:
 except AsofError as error:
     print("refused", error)
 """
-HOST = get_node_ip_address()  # Ray binds and announces this one, also where localhost is asked for
+HOST = get_node_ip_address()  # Ray binds and announces this address, even if localhost is requested
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
@@ -46,7 +46,7 @@ def free_port() -> int:
 
 @contextmanager
 def head(env: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """A Ray head of its own; its GCS and its client address."""
+    """Start a Ray head; yields its GCS address and its client address."""
     gcs, client = free_port(), free_port()
     command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--include-dashboard=false"]
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
@@ -76,7 +76,7 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
 
 
 def drive(address: str, env: dict[str, str], *more: str) -> str:
-    """What a driver process with this environment says."""
+    """The output of a driver process with this environment."""
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, address, *more],
         env=CLEAN | env,
@@ -90,7 +90,7 @@ def drive(address: str, env: dict[str, str], *more: str) -> str:
 
 
 @pytest.mark.slow
-def test_token() -> None:
+def test_token_authentication() -> None:
     right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32}
     with head(right) as (gcs, client):
         assert drive(gcs, right) == "answer 42"
@@ -102,7 +102,7 @@ def test_token() -> None:
 
 
 @pytest.mark.slow
-def test_mtls(tmp_path: Path) -> None:
+def test_mutual_tls(tmp_path: Path) -> None:
     ca = trustme.CA()
     own = ca.issue_cert(HOST, "127.0.0.1", "localhost")
     names = {"RAY_TLS_SERVER_CERT": "cert.pem", "RAY_TLS_SERVER_KEY": "key.pem", "RAY_TLS_CA_CERT": "ca.pem"}
@@ -120,7 +120,7 @@ def test_mtls(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_other_versions() -> None:
+def test_other_versions_of_ray_and_python() -> None:
     with head({}) as (gcs, client):
         for address in (gcs, client):
             for other in (["2.40.0"], [ray.__version__, "3.9.1"]):
@@ -129,7 +129,7 @@ def test_other_versions() -> None:
                 assert "driver and cluster need the same Ray and the same Python minor version" in said
 
 
-def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_head_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     said = drive(f"ray://127.0.0.1:{free_port()}", {})
     assert said.startswith("refused no Ray head answers at ray://127.0.0.1:")
     assert drive("ray://somewhere", {}).startswith("refused ray_address 'ray://somewhere': give host:port")
@@ -147,6 +147,6 @@ def test_incomplete_environment(env: dict[str, str], message: str) -> None:
     assert drive("127.0.0.1:1", env).startswith(f"refused {message}")
 
 
-def test_every_hint_says_what_to_do() -> None:
+def test_hints_say_what_to_do() -> None:
     assert "check the address" in hint("something else")
     assert issubclass(AsofError, ValueError)

@@ -1,4 +1,4 @@
-"""Parquet files replaced again and again while features are retrieved from them: no result mixes two of them."""
+"""Parquet files are replaced all the time while features are retrieved: no result mixes two states."""
 
 import os
 import subprocess
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from feast_asof import entity_frame, local_engine
+from feast_asof.engine import EngineSettings
 from feast_asof.join import Feature, View
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "1"))
@@ -34,7 +35,7 @@ for number in itertools.count(1):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[None]:
-    """A process that replaces the file, as fast as it can."""
+    """Run a process that replaces the file as fast as it can."""
     code = WRITER.format(rows=ROWS, features=FEATURES)
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -46,7 +47,7 @@ def replacing(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.fault("Parquet files replaced while features are retrieved", "rows of one state of each file")
-def test_replaced_again_and_again(tmp_path: Path, happened: Callable[[str], None]) -> None:
+def test_a_result_never_mixes_two_states(tmp_path: Path, happened: Callable[[str], None]) -> None:
     path = tmp_path / "source.parquet"
     stamps = pa.array(np.zeros(ROWS, int), pa.timestamp("us", "UTC"))
     frame = entity_frame.read(pa.table({"id": np.arange(ROWS), "event_timestamp": stamps}))
@@ -54,7 +55,7 @@ def test_replaced_again_and_again(tmp_path: Path, happened: Callable[[str], None
     view = View("v", str(path), None, (("id", "id"),), "ts", None, features, 0, False)
     with replacing(path):
         for _ in range(10 * ROUNDS):
-            table = local_engine.Historical(local_engine.Settings(), frame, [view], FEATURES).table()
+            table = local_engine.Historical(EngineSettings(), frame, [view], FEATURES).table()
             states = np.stack([table[name].to_numpy() - table["id"].to_numpy() * 1_000_000 for name in FEATURES])
             assert len(np.unique(states)) == 1
             happened("right result")

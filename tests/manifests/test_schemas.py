@@ -1,4 +1,4 @@
-"""Every resource is what its API accepts, checked with what the project installs; `make manifests` can check more."""
+"""Every resource is valid for its API, by the packages that the project installs; `make manifests` can check more."""
 
 import pytest
 import yaml
@@ -28,24 +28,24 @@ def test_validation_notices_an_unknown_field() -> None:
         kubernetes_validate.validate({**service, "spec": {**service["spec"], "portz": []}}, "1.33", strict=True)
 
 
-def _same(given: object, understood: object, path: str = "") -> None:
-    """Everything given is understood: the models drop fields that they do not know."""
+def _same(given: object, parsed: object, path: str = "") -> None:
+    """Fail for a field that the model dropped because the API does not have it."""
     if isinstance(given, dict):
-        assert isinstance(understood, dict), path
+        assert isinstance(parsed, dict), path
         for key, value in given.items():
-            assert key in understood, f"{path}.{key} is no field of the API"
-            _same(value, understood[key], f"{path}.{key}")
+            assert key in parsed, f"{path}.{key} is not a field of the API"
+            _same(value, parsed[key], f"{path}.{key}")
     elif isinstance(given, list):
-        assert isinstance(understood, list) and len(given) == len(understood), path
-        for number, (left, right) in enumerate(zip(given, understood, strict=True)):
+        assert isinstance(parsed, list) and len(given) == len(parsed), path
+        for number, (left, right) in enumerate(zip(given, parsed, strict=True)):
             _same(left, right, f"{path}[{number}]")
     else:
-        assert str(given) == str(understood), path
+        assert str(given) == str(parsed), path
 
 
 def _of_kind(deployment: str, kind: str) -> Resource:
-    (found,) = [item for item in resources(deployment) if item["kind"] == kind]
-    return found
+    (resource,) = [item for item in resources(deployment) if item["kind"] == kind]
+    return resource
 
 
 @pytest.mark.parametrize("deployment", DEPLOYED)
@@ -94,7 +94,7 @@ def test_inference_service_is_valid(deployment: str) -> None:
 def test_inference_service_notices_an_unknown_field() -> None:
     item = _of_kind("base", "InferenceService")
     predictor = {**item["spec"]["predictor"], "minReplicaz": 1}
-    with pytest.raises(AssertionError, match="minReplicaz is no field"):
+    with pytest.raises(AssertionError, match="minReplicaz is not a field"):
         _same(wrong := {**item, "spec": {"predictor": predictor}}, _kserve(wrong))
 
 
@@ -105,7 +105,7 @@ def test_every_kustomization_renders() -> None:
         assert list(yaml.safe_load_all(rendered(folder))), folder
 
 
-def test_published_names_lead_to_the_files_that_are_rendered() -> None:
+def test_numbered_links_lead_to_rendered_files() -> None:
     linked = {path.name: path.resolve().relative_to(MANIFESTS) for path in MANIFESTS.glob("0*.yaml")}
     assert [name.split("-")[0] for name in sorted(linked)] == ["00", "01", "02", "03", "04a", "04b", "05", "06", "07"]
     for target in linked.values():

@@ -1,4 +1,4 @@
-"""The secrets' script: certificates that programs accept, values that agree, and no secret ever overwritten."""
+"""The script for secrets: valid certificates, values that agree, and no secret is overwritten."""
 
 import ssl
 import sys
@@ -17,7 +17,7 @@ import cluster_secrets
 
 
 def _handshake(folder: Path, authority: str, name: str) -> None:
-    """A TLS handshake in memory in which both sides show the certificate in `folder`; raises ssl.SSLError."""
+    """A TLS handshake in memory in which both sides use the certificate in `folder`; raises ssl.SSLError."""
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=authority)
     server.verify_mode = ssl.CERT_REQUIRED
     caller = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=authority)
@@ -52,7 +52,7 @@ def test_a_pods_certificate_is_valid_for_its_names_and_address(pod: Path, name: 
 
 
 @pytest.mark.parametrize("name", ["10.1.2.4", "postgres"])
-def test_a_pods_certificate_is_valid_for_nothing_else(pod: Path, name: str) -> None:
+def test_a_pods_certificate_is_invalid_for_other_names(pod: Path, name: str) -> None:
     with pytest.raises(ssl.SSLCertVerificationError, match="match"):
         _handshake(pod, (pod / "ca.crt").read_text(), name)
 
@@ -73,7 +73,7 @@ def test_services_certificates_cannot_join_ray(tmp_path: Path) -> None:
     assert "ca.key" not in made["service-tls"]
 
 
-def test_values_agree_and_are_made_anew() -> None:
+def test_values_agree_and_are_random() -> None:
     one, other = cluster_secrets.contents(NAMESPACE), cluster_secrets.contents(NAMESPACE)
     mlflow = one["mlflow"]
     assert (

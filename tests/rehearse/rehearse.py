@@ -1,8 +1,8 @@
-"""The rehearsal: the rendered manifests as real processes of this machine, from the first command to a forecast.
+"""The rehearsal: run the rendered manifests as processes of this machine, from the first command to a forecast.
 
-Needs Linux, root, kubectl and a PostgreSQL server: every pod gets a network namespace, its mounts, and a user id that
-no image knows. Where Kubernetes and its operators add something to a pod (Ray's command, torchrun's addresses, the
-model's volume), so does this file.
+Needs Linux, root, kubectl and a PostgreSQL server: every pod gets a network namespace, its mounts and a user id that
+no image knows. This file adds to the pods what Kubernetes and its operators add: Ray's command, torchrun's addresses,
+the volume of the model.
 """
 
 import argparse
@@ -42,11 +42,11 @@ def changed(pod: Pod, name: str, **changes: Any) -> Pod:
     return replace(pod, spec={**pod.spec, **spec})
 
 
-# --- what Kubernetes and the operators do ---
+# --- what Kubernetes and its operators do ---
 
 
 def kubernetes_api(cluster: Cluster, declared: list[str]) -> dict[str, dict[str, str]]:
-    """An API server with the declared secrets, and the service account's folder of the pods that mount a token."""
+    """Start an API server with the declared secrets; create the folder of the service account for pods with a token."""
     stored: dict[str, dict[str, str]] = {name: {} for name in declared}
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -62,7 +62,7 @@ def kubernetes_api(cluster: Cluster, declared: list[str]) -> dict[str, dict[str,
 
 
 def with_token(pod: Pod) -> Pod:
-    """A pod whose service account's token is mounted."""
+    """The pod with the token of its service account mounted."""
     volume = {"name": "account", "persistentVolumeClaim": {"claimName": "service-account"}}
     mount = {"name": "account", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": True}
     containers = [{**item, "volumeMounts": [*item.get("volumeMounts", []), mount]} for item in pod.spec["containers"]]
@@ -80,13 +80,13 @@ exec postgres -h 0.0.0.0 -k /tmp -c max_connections=$POSTGRESQL_MAX_CONNECTIONS
 
 
 def postgres(pod: Pod, cluster: Cluster) -> Pod:
-    """The contract of sclorg/postgresql-container: a data folder at first start, the admin's password, *.conf files."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))  # the wheel's PostgreSQL has no TLS
-    if not found:
+    """Do what sclorg/postgresql-container does: initialize the data folder, set the admin password, include *.conf."""
+    servers = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))  # the wheel's PostgreSQL has no TLS
+    if not servers:
         raise SystemExit(
             "the rehearsal needs a PostgreSQL server with TLS: apt-get install postgresql; nothing was run"
         )
-    programs = found[-1].parent
+    programs = servers[-1].parent
     cluster.claim("data-postgres-0")
     volume = {"name": "data", "persistentVolumeClaim": {"claimName": "data-postgres-0"}}
     (container,) = pod.spec["containers"]
@@ -97,7 +97,7 @@ def postgres(pod: Pod, cluster: Cluster) -> Pod:
 
 
 def ray(pod: Pod, cluster_resource: dict[str, Any]) -> Pod:
-    """KubeRay: `ray start` in a login shell with the parameters of the group, the addresses and the token's secret."""
+    """Do what KubeRay does: `ray start` in a login shell with the group's parameters, the addresses and the token."""
     head = pod.name.endswith("-head")
     spec = cluster_resource["spec"]
     group = spec["headGroupSpec"] if head else spec["workerGroupSpecs"][0]
@@ -105,7 +105,7 @@ def ray(pod: Pod, cluster_resource: dict[str, Any]) -> Pod:
     service = f"feast-ray-head-svc.{NAMESPACE}.svc.cluster.local"
     parameters = {
         "num-cpus": container["resources"]["requests"]["cpu"],
-        "memory": str(2 * 1024**3),  # as much as this machine can give, in place of the limit
+        "memory": str(2 * 1024**3),  # what this machine has, instead of the limit
         "object-store-memory": str(256 * 1024**2),
         "dashboard-agent-listen-port": "52365",
         "metrics-export-port": "8080",
@@ -138,7 +138,7 @@ def ray(pod: Pod, cluster_resource: dict[str, Any]) -> Pod:
 
 
 def training_node(job: dict[str, Any], rank: int) -> dict[str, str]:
-    """What Trainer's torch plugin tells node `rank`."""
+    """The variables that Trainer's torch plugin sets on node `rank`."""
     trainer = job["spec"]["trainer"]
     return {
         "PET_NNODES": str(trainer["numNodes"]),
@@ -150,7 +150,7 @@ def training_node(job: dict[str, Any], rank: int) -> dict[str, str]:
 
 
 def model_volume(pod: Pod) -> Pod:
-    """KServe: the claim of STORAGE_URI, read-only at /mnt/models."""
+    """Do what KServe does: mount the claim of STORAGE_URI read-only at /mnt/models."""
     (container,) = pod.spec["containers"]
     (uri,) = [entry["value"] for entry in container["env"] if entry["name"] == "STORAGE_URI"]
     claim, _, folder = uri.removeprefix("pvc://").partition("/")
@@ -175,7 +175,7 @@ class Rehearsal:
 
 
 def prepare(folder: Path) -> Rehearsal:
-    """The cluster before the first command: addresses for every pod, and for every Service, headless ones included."""
+    """The cluster before the first command: every pod and every Service has an address."""
     items = resources("base")
     cluster = Cluster(folder, {}, configmaps(items))
     every = {pod.name: pod for pod in pods(items)}
@@ -183,7 +183,7 @@ def prepare(folder: Path) -> Rehearsal:
     for service, selector in services.items():
         (name,) = [pod.name for pod in every.values() if selector.items() <= pod.labels.items()]
         cluster.service(service, name)
-    cluster.service("feast-ray-head-svc", "feast-ray-head")  # KubeRay's and KServe's
+    cluster.service("feast-ray-head-svc", "feast-ray-head")  # created by KubeRay and KServe
     cluster.service("sales-forecast-predictor", "sales-forecast")
     rehearsal = Rehearsal(cluster, items, every)
     for rank in range(rehearsal.one("TrainJob")["spec"]["trainer"]["numNodes"]):
@@ -214,19 +214,19 @@ def infrastructure(rehearsal: Rehearsal) -> list[Process]:
     database.ready()
     step("postgres is ready")
     (head,) = cluster.start(ray(pod["feast-ray-head"], rehearsal.one("RayCluster")))
-    head.ready()  # before the others: its dashboard waits 30 s for processes of its own, and two cores are few
+    head.ready()  # before the others: its dashboard waits only 30 s for its own processes
     step("feast-ray-head is ready")
     for _ in range(2):  # applied twice
         cluster.start(pod["postgres-roles"])
-    step("roles and databases are there")
+    step("roles and databases exist")
     (tracking,) = cluster.start(pod["mlflow"])
     servers = cluster.start(pod["feast-server"])
     (worker,) = cluster.start(ray(pod["feast-ray-cpu"], rehearsal.one("RayCluster")))
-    stay = [database, head, worker, tracking, *servers]
-    for process in stay:
+    services = [database, head, worker, tracking, *servers]
+    for process in services:
         process.ready()
         step(f"{process.name} is ready")
-    return stay
+    return services
 
 
 def data(rehearsal: Rehearsal) -> None:
@@ -262,23 +262,23 @@ def serving(rehearsal: Rehearsal) -> Process:
 
 def rehearse(folder: Path) -> None:
     rehearsal = prepare(folder)
-    stay = infrastructure(rehearsal)
+    services = infrastructure(rehearsal)
     data(rehearsal)
     check(rehearsal, "ray_access", "feast-dataprep")
     training(rehearsal)
-    stay.append(serving(rehearsal))
+    services.append(serving(rehearsal))
     check(rehearsal, "forecast", "sales-training")
     check(rehearsal, "tracking", "sales-training")
     check(rehearsal, "database", "sales-forecast")
-    for process in stay:
+    for process in services:
         for kind in ("readinessProbe", "livenessProbe"):
             reason = process.probe(kind)
             assert not reason, f"{process.name}: {kind} fails at the end: {reason}"
-    step("every pod is still ready: rehearsed")
+    step("every pod is still ready; the rehearsal has passed")
 
 
 def check(rehearsal: Rehearsal, name: str, pod_name: str) -> None:
-    """Run checks/NAME.py as a pod runs: its environment, its secrets, its mounts, the cluster's names."""
+    """Run checks/NAME.py in place of a pod's command, with its environment, secrets, mounts and host names."""
     script = Path(__file__).parent / "checks" / f"{name}.py"
     pod = rehearsal.pods[pod_name]
     container = pod.spec["containers"][0]["name"]

@@ -1,7 +1,7 @@
-"""Pods as processes of this machine: a network namespace and an address each, their volumes where the manifest mounts
-them, a root file system that is read-only when it says so, and a user id that no image knows.
+"""Run pods as processes of this machine. Each has a network namespace with an address, its volumes as mounted by the
+manifest, a root file system that is read-only if the manifest says so, and a user id that no image knows.
 
-Runs as root inside namespaces of its own (`rehearse.py` makes them); what it starts ends with it.
+Runs as root inside namespaces that `rehearse.py` creates; the processes end with it.
 """
 
 import os
@@ -23,7 +23,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1] / "manifests"))
 from cluster import NAMESPACE, ROOT, Pod
 
-USER = 1000650000  # as OpenShift gives out: unknown to the image, in group 0, with the namespace's fsGroup
+USER = 1000650000  # as OpenShift assigns it: unknown to the image, in group 0, with the fsGroup of the namespace
 NODE = "10.88.0.1"
 
 
@@ -33,7 +33,7 @@ def output(*command: str) -> str:
 
 @dataclass
 class Process:
-    """A container."""
+    """A running container."""
 
     name: str
     start: Callable[[], subprocess.Popen[bytes]]
@@ -41,7 +41,7 @@ class Process:
     network: str
     address: str
     spec: Mapping[str, Any]
-    restarts: int = 1  # the kubelet has more patience
+    restarts: int = 1  # the kubelet restarts more often
 
     def __post_init__(self) -> None:
         self.popen = self.start()
@@ -50,12 +50,12 @@ class Process:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
     def finished(self) -> None:
-        """Wait for its success."""
+        """Wait until it has ended. Raises SystemExit if it failed."""
         if code := self.popen.wait():
             raise SystemExit(f"{self.name} ended with {code}\n{self.tail()}")
 
     def probe(self, kind: str) -> str:
-        """Ask one of its probes as the kubelet does; '' when it is passed, else why not."""
+        """Run one of its probes as the kubelet does; returns why it failed, '' if it passed."""
         probe = self.spec[kind]
         seconds = probe.get("timeoutSeconds", 1)
         if action := probe.get("exec"):
@@ -69,7 +69,7 @@ class Process:
         ports = {port.get("name"): port["containerPort"] for port in self.spec.get("ports", [])}
         scheme = get.get("scheme", "HTTP").lower()
         url = f"{scheme}://{self.address}:{ports.get(get['port'], get['port'])}{get['path']}"
-        unverified = ssl._create_unverified_context()  # as the kubelet
+        unverified = ssl._create_unverified_context()  # the kubelet does not verify either
         try:
             urllib.request.urlopen(url, timeout=seconds, context=unverified if scheme == "https" else None).close()
         except (urllib.error.URLError, OSError) as error:
@@ -77,9 +77,9 @@ class Process:
         return ""
 
     def ready(self) -> None:
-        """Its startup probe passes in the time that it allows, then its readiness and liveness probes do.
+        """Wait until its startup, readiness and liveness probes pass.
 
-        One that ends or does not start in time is started again, once: a busy machine may be quick enough then.
+        A container that ends or does not start in the time of its startup probe is restarted once.
         """
         startup = self.spec.get("startupProbe", {"periodSeconds": 5, "failureThreshold": 360})
         until = time.monotonic() + startup["periodSeconds"] * startup["failureThreshold"]
@@ -95,9 +95,9 @@ class Process:
     def _again(self, failure: str) -> None:
         if not self.restarts:
             raise SystemExit(f"{self.name}: {failure}\n{self.tail()}")
-        sys.stdout.write(f"          {self.name}: {failure}; it is started again\n{self.tail()}\n")
+        sys.stdout.write(f"          {self.name}: {failure}; restarting it\n{self.tail()}\n")
         self.restarts -= 1
-        for pid in output("ip", "netns", "pids", self.network).split():  # Ray's processes leave the session
+        for pid in output("ip", "netns", "pids", self.network).split():  # Ray's processes are in other sessions
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
         self.popen.wait()
@@ -107,7 +107,7 @@ class Process:
 
 @dataclass
 class Cluster:
-    """The node that the pods run on."""
+    """The node on which the pods run."""
 
     folder: Path
     secrets: dict[str, dict[str, str]]  # filled by the Job
@@ -126,7 +126,7 @@ class Cluster:
         self.image = self._image()
 
     def _image(self) -> Path:
-        """What Containerfile puts into the image, as a layer above this machine's files."""
+        """The files that Containerfile adds to the image, as a layer above this machine's files."""
         image = self.folder / "image"
         for path in (Path(sys.prefix), Path(sys.base_prefix).resolve(), ROOT):
             for parent in reversed((image / path.relative_to("/")).parents):
@@ -141,7 +141,7 @@ class Cluster:
         return image
 
     def address(self, pod: str, *names: str) -> str:
-        """Give a pod its address, and names that lead to it."""
+        """Give a pod an address and host names."""
         if pod not in self.addresses:
             self.addresses[pod] = f"10.88.0.{len(self.addresses) + 2}"
         for name in names:
@@ -170,12 +170,12 @@ class Cluster:
     def _complete(
         self, spec: Mapping[str, Any], pod: Pod, name: str, network: str, volumes: Path, extra: Mapping[str, str]
     ) -> Process:
-        """Run a container to its end; it is started again after a failure when the pod says so."""
+        """Run a container to its end; restart it after a failure if the pod says so."""
         for _ in range(2 if pod.spec.get("restartPolicy") == "OnFailure" else 0):
             process = self._container(spec, name, network, volumes, extra)
             if process.popen.wait() == 0:
                 return process
-            sys.stdout.write(f"          {process.name} failed and is started again\n{process.tail()}\n")
+            sys.stdout.write(f"          {process.name} failed, restarting it\n{process.tail()}\n")
         process = self._container(spec, name, network, volumes, extra)
         process.finished()
         return process
@@ -247,7 +247,7 @@ class Cluster:
         (own / "work").mkdir()
         names = {"localhost": "127.0.0.1", pod: self.addresses[pod], **self.hosts}
         (own / "layer/etc/hosts").write_text("".join(f"{address} {host}\n" for host, address in names.items()))
-        if spec.get("named_user"):  # images whose entry point gives their user a name
+        if spec.get("named_user"):  # images whose entry point adds their user to /etc/passwd
             (own / "layer/etc/passwd").write_text(f"postgres:x:{USER}:0::/tmp:/bin/bash\n")
         script = "; ".join(["set -e", *self._mounts(spec, own, volumes), f"hostname {pod}"])
         command = [*spec["command"], *spec.get("args", [])]
@@ -293,7 +293,7 @@ class Cluster:
 
 
 def new_folder() -> Path:
-    """On a tmpfs: an overlay cannot have its own lower layer above it."""
+    """A folder on a new tmpfs: an overlay may not be inside its own lower layer."""
     folder = Path(tempfile.mkdtemp(prefix="salescast-rehearsal-"))
     output("mount", "-t", "tmpfs", "-o", "mode=755", "none", str(folder))
     return folder

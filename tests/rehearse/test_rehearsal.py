@@ -1,4 +1,4 @@
-"""`make rehearse` as a test, where REHEARSE is set: it starts two dozen services and is at home on an idle machine."""
+"""`make rehearse` as a test, if REHEARSE is set: it starts two dozen services and needs an idle machine."""
 
 import os
 import shutil

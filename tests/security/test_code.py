@@ -1,4 +1,4 @@
-"""No pickle is loaded: nowhere in the source, and not from a bundle or a checkpoint that somebody has doctored."""
+"""No pickle is loaded: nowhere in the source, and not from a manipulated bundle or checkpoint."""
 
 import ast
 import hashlib
@@ -22,13 +22,13 @@ from salescast.training.plan import Plan
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("src", "feature_repo", "manifests", "benchmarks")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-# Modules that run code while they read, and calls that do; UnpicklingError is only caught.
+# Modules and calls that run code while they read; UnpicklingError is only caught.
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
 ALLOWED_NAMES = {"UnpicklingError"}
 FORBIDDEN_CALLS = {"eval", "exec", "read_pickle", "unsafe_load", "full_load", "load_model"}
 
 
-def offences(source: str) -> Iterator[str]:
+def violations(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.partition(".")[0] in FORBIDDEN_MODULES)
@@ -48,14 +48,14 @@ def offences(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=[str(path.relative_to(ROOT)) for path in SOURCES])
 def test_no_source_loads_code(path: Path) -> None:
-    assert list(offences(path.read_text())) == []
+    assert list(violations(path.read_text())) == []
 
 
-def test_notebooks_load_no_code_either() -> None:
+def test_notebooks_load_no_code() -> None:
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
         lines = ["".join(cell["source"]) for cell in cells]
-        assert not [line for text in lines if not text.startswith(("%", "!")) for line in offences(text)], path
+        assert not [line for text in lines if not text.startswith(("%", "!")) for line in violations(text)], path
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_notebooks_load_no_code_either() -> None:
         "mlflow.pyfunc.load_model(uri)",
     ],
 )
-def test_what_loads_code_is_found(source: str) -> None:
-    assert list(offences(source))
+def test_loading_code_is_detected(source: str) -> None:
+    assert list(violations(source))
 
 
 class Evil:
-    """Unpickled, it makes the file `marker`."""
+    """Unpickling it creates the file `marker`."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -100,14 +100,16 @@ def payload(marker: Path, legacy: bool, **values: Any) -> bytes:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_bundle_with_code_in_it_is_refused_and_the_code_not_run(folder: Path, tmp_path: Path, legacy: bool) -> None:
+def test_a_bundle_with_code_is_refused_and_the_code_does_not_run(folder: Path, tmp_path: Path, legacy: bool) -> None:
     evil, marker = tmp_path / "bundle", tmp_path / "ran"
     shutil.copytree(folder, evil)
     content = payload(marker, legacy)
     (evil / bundle.FINAL).write_bytes(content)
     described = json.loads((evil / bundle.METADATA).read_text())
     del described["seal"]  # as bundles of an earlier version
-    described["files"][bundle.FINAL] = hashlib.sha256(content).hexdigest()  # whoever can write one file writes both
+    described["files"][bundle.FINAL] = hashlib.sha256(
+        content
+    ).hexdigest()  # an attacker who can write one file can write both
     (evil / bundle.METADATA).write_text(json.dumps(described))
     with pytest.raises(UserError, match=r"bundle .* cannot be used: UnpicklingError: .*; train again") as refused:
         bundle.load(evil)
@@ -115,17 +117,17 @@ def test_a_bundle_with_code_in_it_is_refused_and_the_code_not_run(folder: Path, 
     assert not marker.exists()
 
 
-def test_the_payload_would_have_run(tmp_path: Path) -> None:
-    """The test above can fail."""
+def test_the_payload_runs_if_it_is_unpickled(tmp_path: Path) -> None:
+    """So the test above can fail."""
     torch.load(io.BytesIO(payload(tmp_path / "ran", legacy=False)), weights_only=False)
     assert (tmp_path / "ran").exists()
 
 
-def test_a_checkpoint_with_code_in_it_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found = Checkpoints(tmp_path, "fit")
-    found.save(1, {"epoch": 1})
+def test_a_checkpoint_with_code_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = Checkpoints(tmp_path, "fit")
+    checkpoints.save(1, {"epoch": 1})
     content = payload(tmp_path / "ran", legacy=False, digest="fit")
-    found.path(2).write_bytes(content + hashlib.sha256(content).digest())
-    assert found.latest() == 1
+    checkpoints.path(2).write_bytes(content + hashlib.sha256(content).digest())
+    assert checkpoints.latest() == 1
     assert "checkpoint-00002.pt is something else; trying the one before" in caplog.text
     assert not (tmp_path / "ran").exists()

@@ -1,4 +1,4 @@
-"""Every package is pinned, none below a version with a known hole, and the list of what is inside can be made."""
+"""Every package is pinned, no pin has a known vulnerability, and a bill of materials can be written."""
 
 import json
 import subprocess
@@ -19,31 +19,33 @@ PINS = {
     for name, _, version in (line.partition("==") for line in (ROOT / "constraints.txt").read_text().split())
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# First version without a hole that matters here. The whole list needs the network: `make audit`.
+# First versions without vulnerabilities that matter here. `make audit` checks all, with a network.
 FLOORS = {
     "torch": ("2.6.0", "CVE-2025-32434: weights_only=True ran code"),
     "pyarrow": ("14.0.1", "CVE-2023-47248: reading a file ran code"),
-    "jinja2": ("3.1.6", "CVE-2025-27516: sandbox left"),
+    "jinja2": ("3.1.6", "CVE-2025-27516: sandbox escape"),
     "h11": ("0.16.0", "CVE-2025-43859: request smuggling"),
-    "starlette": ("0.49.1", "CVE-2025-62727: a Range header takes a CPU"),
-    "urllib3": ("2.5.0", "CVE-2025-50181: redirects followed although switched off"),
-    "requests": ("2.32.4", "CVE-2024-47081: .netrc password sent elsewhere"),
-    "protobuf": ("5.29.5", "CVE-2025-4565: recursion without end"),
+    "starlette": ("0.49.1", "CVE-2025-62727: a Range header exhausts a CPU"),
+    "urllib3": ("2.5.0", "CVE-2025-50181: redirects followed although disabled"),
+    "requests": ("2.32.4", "CVE-2024-47081: .netrc password sent to other hosts"),
+    "protobuf": ("5.29.5", "CVE-2025-4565: unbounded recursion"),
     "aiohttp": ("3.12.14", "CVE-2025-53643: request smuggling"),
     "cryptography": ("44.0.1", "CVE-2024-12797: OpenSSL raw public keys"),
 }
 
 
 def distribution(name: str) -> Distribution:
-    """What pip has installed: Ray brings copies of its own, and puts them first on the path."""
-    found = list(Distribution.discover(name=name, path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]))
-    if not found:
+    """The distribution that pip installed; Ray bundles copies of some and puts them first on the path."""
+    installed = list(
+        Distribution.discover(name=name, path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    )
+    if not installed:
         raise PackageNotFoundError(name)
-    return found[0]
+    return installed[0]
 
 
 def needed(requirements: list[str]) -> set[str]:
-    """Every package that is installed because of these, directly or not."""
+    """Every package that these requirements install, directly or not."""
     found: set[str] = set()
     wanted = [(Requirement(text), "") for text in requirements]
     while wanted:
@@ -63,7 +65,7 @@ def needed(requirements: list[str]) -> set[str]:
     return {name for name in found if "[" not in name}
 
 
-def test_every_package_that_gets_installed_is_pinned() -> None:
+def test_every_installed_package_is_pinned() -> None:
     wanted = needed(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
     installed = set()
     for name in wanted:
@@ -78,7 +80,7 @@ def test_every_package_that_gets_installed_is_pinned() -> None:
 
 
 @pytest.mark.parametrize("name", FLOORS)
-def test_no_pin_is_older_than_the_fix_of_a_known_hole(name: str) -> None:
+def test_no_pin_is_older_than_the_fix_of_a_vulnerability(name: str) -> None:
     floor, reason = FLOORS[name]
     assert Version(PINS[name]) >= Version(floor), reason
 
@@ -92,6 +94,6 @@ def test_the_bill_of_materials_names_every_pinned_package(tmp_path: Path) -> Non
     assert {(canonicalize_name(part["name"]), part["version"]) for part in listed["components"]} == set(PINS.items())
 
 
-def test_image_and_make_write_one() -> None:
+def test_image_and_make_write_a_bill_of_materials() -> None:
     assert "cyclonedx-py environment /opt/venv/bin/python" in (ROOT / "Containerfile").read_text()
     assert "cyclonedx-py environment $(BIN)/python" in (ROOT / "Makefile").read_text()

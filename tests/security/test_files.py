@@ -1,4 +1,4 @@
-"""Nothing of a request or of data becomes a path, and files belong to those whom the umask names."""
+"""No part of a request or of data becomes a path, and files have the permissions of the umask."""
 
 import os
 import stat
@@ -35,7 +35,7 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
         opened.append(f"{event} {arguments}")
 
 
-sys.addaudithook(_hook)  # stays for the process: it costs nothing while nobody watches
+sys.addaudithook(_hook)  # cannot be removed again; it does nothing unless `watching` is set
 
 
 @contextmanager
@@ -48,15 +48,15 @@ def watched() -> Iterator[None]:
         watching.clear()
 
 
-def test_the_hook_sees_what_is_opened(tmp_path: Path) -> None:
+def test_the_audit_hook_sees_opened_files(tmp_path: Path) -> None:
     with watched(), pytest.raises(FileNotFoundError):
         (tmp_path / MARK).open()
     assert any(MARK in event for event in opened)
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_nothing_of_a_data_file_becomes_a_path(tmp_path: Path, text: str) -> None:
-    """Regions, kinds of stores, names of columns, of planned inputs, and every cell."""
+def test_no_part_of_a_data_file_becomes_a_path(tmp_path: Path, text: str) -> None:
+    """Regions, store types, names of columns and of planned inputs, and every cell."""
     plain = text.replace("\0", "")
     weeks = [f"2024-0{month}-05" for month in (1, 4, 7)]
     rows = "".join(f"1,1,{week},5,{k}\n" for k, week in enumerate(["2024-01-05", "2024-01-12", "2024-01-19"]))
@@ -79,7 +79,7 @@ def test_nothing_of_a_data_file_becomes_a_path(tmp_path: Path, text: str) -> Non
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_nothing_of_a_request_becomes_a_path(text: str) -> None:
+def test_no_part_of_a_request_becomes_a_path(text: str) -> None:
     import orjson
 
     limits = Limits(8, (0.1, 0.5, 0.9), 100)
@@ -98,7 +98,7 @@ def test_nothing_of_a_request_becomes_a_path(text: str) -> None:
 
 
 @pytest.mark.parametrize(("umask", "allowed"), [(0o077, 0o700), (0o027, 0o750), (0o022, 0o755)])
-def test_files_have_no_more_rights_than_the_umask_leaves(tmp_path: Path, umask: int, allowed: int) -> None:
+def test_files_have_at_most_the_permissions_of_the_umask(tmp_path: Path, umask: int, allowed: int) -> None:
     code = (
         "import os, sys, pathlib\nfrom salescast.data import dataset\n"
         "from salescast.features.build import build_features\n"
@@ -119,6 +119,6 @@ def test_files_have_no_more_rights_than_the_umask_leaves(tmp_path: Path, umask: 
 
 
 def test_a_generated_dataset_is_read_back(tmp_path: Path) -> None:
-    """What the tests above make is what the product reads."""
+    """The data that the tests above generate are valid."""
     dataset.generate(tmp_path / "raw", 1, 1, 60, 1)
     assert dataset.load(tmp_path / "raw").meta.rows == 60

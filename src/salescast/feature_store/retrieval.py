@@ -1,45 +1,34 @@
-"""The feature store's edge: apply, materialize, and the training set by a point-in-time join."""
+"""The training set, retrieved from the feature store by a point-in-time join."""
 
 import hashlib
-import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
 from salescast import schema
+from salescast.feature_store.repo import feature_digests, open_store, store_errors
+from salescast.features.training_set import DONE, is_complete, write_training_set
 from salescast.runtime import code_digest, parquet
 from salescast.runtime.atomic_files import replace_dir
 from salescast.workdir import Workdir
 
-if TYPE_CHECKING:
-    pass
-from salescast.feature_store.repo import (
-    feature_digests,
-    open_store,
-    store_errors,
-)
-from salescast.features.training_set import DONE, is_complete, write_training_set
-
-logger = logging.getLogger(__name__)
-
 
 def training_digest(workdir: Workdir, service: str) -> str:
-    """What a training set was made from: the feature files' content, the service and the code of the retrieval."""
+    """Digest of what a training set depends on: the feature files, the service and the code of the retrieval."""
     digest = hashlib.sha256(service.encode())
     digest.update(bytes.fromhex(code_digest.digest(code_digest.RETRIEVAL)))
-    for found in feature_digests(workdir).values():
-        digest.update(bytes.fromhex(found))
+    for file_digest in feature_digests(workdir).values():
+        digest.update(bytes.fromhex(file_digest))
     return digest.hexdigest()[:16]
 
 
 def retrieve(workdir: Workdir, service: str, yaml: str | None = None) -> Path:
     """Retrieve every series and week of `service` by a point-in-time join into `training/<digest>/part-*.parquet`.
 
-    Rows are sorted by keys and time and hold the whole weekly grid with the upcoming week (label null). A set that is
-    there already, whole and unchanged, is returned as it is. `yaml`: as for `open_store`. Raises UserError for feature
-    files that cannot be used.
+    Rows are sorted by keys and time: every week of every series and the upcoming week, whose label is null. An existing
+    set is returned if it is complete and unchanged. `yaml`: as for `open_store`. Raises UserError for feature files
+    that cannot be used.
     """
     target = workdir.training / training_digest(workdir, service)
     if is_complete(target):
@@ -50,7 +39,7 @@ def retrieve(workdir: Workdir, service: str, yaml: str | None = None) -> Path:
         store = open_store(workdir, yaml)
         job = store.get_historical_features(entity_df=frame, features=store.get_feature_service(service))
         if store.config.offline_store.engine == "ray":
-            # The workers write the parts, in order; the whole set is never in one process.
+            # The workers write the parts in order, so that no process holds the complete set.
             parts = [Path(part) for part in job.to_remote_storage()]
             try:
                 for number, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""A reader's rights in PostgreSQL."""
+"""The permissions of a reader in PostgreSQL."""
 
 import os
 

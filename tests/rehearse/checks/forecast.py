@@ -1,4 +1,4 @@
-"""A client's view of the served endpoint."""
+"""A client's requests to the served endpoint."""
 
 import httpx
 

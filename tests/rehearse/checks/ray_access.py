@@ -1,4 +1,4 @@
-"""Who may use the Ray cluster."""
+"""Who may use the Ray cluster: only clients with the token and a certificate of its authority."""
 
 import os
 import subprocess
@@ -9,8 +9,8 @@ import httpx
 
 PROGRAM = """
 import ray
-from feast_asof import connect
-connect.connect(None)
+from feast_asof import ray_connection
+ray_connection.connect(None)
 print("alive", len([node for node in ray.nodes() if node["Alive"]]))
 """
 
@@ -24,7 +24,7 @@ def use(**changes: str) -> subprocess.CompletedProcess[str]:
 
 
 good = use()
-if "Starting Ray client server failed" in good.stderr:  # Ray gives it 30 s, which a busy machine may need more of
+if "Starting Ray client server failed" in good.stderr:  # Ray waits only 30 s, which may be too short on a busy machine
     good = use()
 assert good.returncode == 0 and "alive 2" in good.stdout, good.stdout + good.stderr
 wrong_token = use(RAY_AUTH_TOKEN="0" * 64)

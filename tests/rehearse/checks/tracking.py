@@ -1,4 +1,4 @@
-"""What training left in MLflow, seen with the pod's own user, and what MLflow says to somebody without a password."""
+"""What training wrote to MLflow, read with the pod's user, and that MLflow refuses clients without the password."""
 
 import os
 import ssl

@@ -1,4 +1,4 @@
-"""A plain Python oracle of the point-in-time contract, and small feature stores to hold against it."""
+"""An independent oracle of the point-in-time rules in plain Python, and small feature stores to test against it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,14 +13,14 @@ import pytest
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.types import Int64
 
-# Ray's own usage report and its dashboard are of no use to tests.
+# Tests send no usage report.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def pick(
     rows: list[dict[str, Any]], entity: dict[str, Any], keys: list[tuple[str, str]], rule: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """All rows that the contract allows as the answer for one entity row; empty = null features.
+    """All source rows that the rules allow for one entity row; empty = null features.
 
     Rows have their keys, "time" and "created" (nanoseconds or None); `rule` has ttl (nanoseconds) and known_at.
     """

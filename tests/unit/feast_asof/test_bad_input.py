@@ -1,4 +1,4 @@
-"""Bad input gives one clear error that names what is wrong, before anything is written."""
+"""Bad input raises one error that says what is wrong, before anything is written."""
 
 from datetime import UTC, datetime
 from pathlib import Path

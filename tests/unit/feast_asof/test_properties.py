@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feast_asof import entity_frame, local_engine
+from feast_asof.engine import Engine, EngineSettings
 from feast_asof.join import Feature, View
 
 KEYS: dict[str, tuple[list[Any], list[pa.DataType]]] = {
@@ -36,17 +37,17 @@ def instants(values: list[int | None], unit: str, zone: str | None) -> pa.Array:
     return pa.array([None if v is None else v // step for v in values], pa.int64()).cast(pa.timestamp(unit, zone))
 
 
-def moments(step: int, unit: str, count: int) -> st.SearchStrategy[list[int | None]]:
-    """Instants close together in multiples of the step and the unit, so that ties and edges are common."""
+def entity_times(step: int, unit: str, count: int) -> st.SearchStrategy[list[int | None]]:
+    """Instants that are a few steps apart, so that ties and edges are common."""
     step = max(STEPS[unit], step)
-    moment = st.sampled_from([None, *range(-4, 5), *range(-4, 5)])
-    return st.lists(moment, min_size=count, max_size=count).map(
+    steps = st.sampled_from([None, *range(-4, 5), *range(-4, 5)])
+    return st.lists(steps, min_size=count, max_size=count).map(
         lambda drawn: [None if n is None else START // step * step + n * step for n in drawn]
     )
 
 
 def values(name: str, count: int) -> st.SearchStrategy[list[Any]]:
-    """Key values, mostly two of them, so that most rows find a partner."""
+    """Key values, mostly two of them, so that most rows match."""
     pool = KEYS[name][0]
     return st.lists(st.sampled_from([*pool, *pool[1:3] * 3]), min_size=count, max_size=count)
 
@@ -65,8 +66,8 @@ def sources(draw: st.DrawFn, names: list[str], step: int) -> dict[str, Any]:
         "types": {key: draw(st.sampled_from(KEYS[key][1])) for key in keys},
         "unit": unit,
         "zone": draw(ZONES),
-        "time": draw(moments(step, unit, count)),
-        "created": draw(moments(step, "us", count)) if created else None,
+        "time": draw(entity_times(step, unit, count)),
+        "created": draw(entity_times(step, "us", count)) if created else None,
         "group": draw(st.integers(1, 12)),
         "ttl": draw(st.sampled_from([0, 0, 1, micro, 2 * micro, 2 * micro - 1, 25 * 3600 * 10**6])),
         "known_at": created and draw(st.booleans()),
@@ -86,7 +87,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "types": {name: draw(st.sampled_from(KEYS[name][1])) for name in names},
         "unit": unit,
         "zone": draw(ZONES),
-        "time": draw(moments(step, unit, rows)),
+        "time": draw(entity_times(step, unit, rows)),
         "views": draw(st.lists(sources(names, step), min_size=1, max_size=3)),
     }
 
@@ -142,26 +143,28 @@ def check(case: dict[str, Any], result: pa.Table, table: pa.Table, oracle: Calla
         rule = {"ttl": view["ttl"] * 1000, "known_at": view["known_at"], "created": view["created"] is not None}
         got = result[f"row{number}"].to_pylist()
         tags = result[f"tags{number}"].to_pylist()
-        for i, moment in enumerate(times):
-            entity = {key: values[i] for key, values in case["entity"].items()} | {"time": moment}
+        for i, time in enumerate(times):
+            entity = {key: values[i] for key, values in case["entity"].items()} | {"time": time}
             allowed = {row["row"] for row in oracle(rows, entity, [(key, key) for key in view["keys"]], rule)} or {None}
             assert got[i] in allowed, (number, i, entity)
             chosen = got[i]
             assert tags[i] == (None if chosen is None or chosen % 3 == 2 else [chosen] * (chosen % 4))
 
 
-def run(
-    case: dict[str, Any], engine: Any, options: local_engine.Settings, oracle: Callable[..., list[dict[str, Any]]]
+def join_and_compare(
+    case: dict[str, Any], engine: Engine, options: EngineSettings, oracle: Callable[..., list[dict[str, Any]]]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         table, views = build(case, Path(folder))
         order = [feature.name for view in views for feature in view.features]
         frame = entity_frame.read(table)
         entity_frame.check(frame.schema, frame.timestamp, views)
-        check(case, engine.Historical(options, frame, views, order).table(), table, oracle)
+        check(case, engine.historical_join(options, frame, views, order).table(), table, oracle)
         path = Path(folder) / "entities.parquet"
         pq.write_table(table, path, row_group_size=3)
-        written = engine.Historical(options, entity_frame.read(path), views, order).parts(Path(folder) / "out", None)
+        written = engine.historical_join(options, entity_frame.read(path), views, order).parts(
+            Path(folder) / "out", None
+        )
         read = pa.concat_tables([pq.read_table(part) for part in written])
         check(case, read, pq.read_table(path), oracle)
 
@@ -169,7 +172,7 @@ def run(
 @settings(max_examples=150, deadline=None)
 @given(case=cases())
 def test_local_equals_the_oracle(case: dict[str, Any], oracle: Callable[..., list[dict[str, Any]]]) -> None:
-    run(case, local_engine, local_engine.Settings(), oracle)
+    join_and_compare(case, local_engine, EngineSettings(), oracle)
 
 
 @pytest.mark.parametrize("plan", ["range by range", "through buckets"])
@@ -181,8 +184,8 @@ def test_ray_equals_the_oracle(plan: str, cluster: str, oracle: Callable[..., li
     def examples(case: dict[str, Any], rows: int) -> None:
         with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as storage:
             patch.setattr(partition, "part_rows", lambda *_: rows)
-            patch.setattr(ray_engine, "SMALL", 10**6 if plan == "range by range" else -1)
-            patch.setattr(ray_engine, "SPREAD", 4 if plan == "range by range" else -1)
-            run(case, ray_engine, local_engine.Settings(cluster, Path(storage)), oracle)
+            patch.setattr(ray_engine, "SMALL_SOURCE_ROWS", 10**6 if plan == "range by range" else -1)
+            patch.setattr(ray_engine, "MAX_READ_FACTOR", 4 if plan == "range by range" else -1)
+            join_and_compare(case, ray_engine, EngineSettings(cluster, Path(storage)), oracle)
 
     examples()

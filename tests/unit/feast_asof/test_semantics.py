@@ -1,4 +1,4 @@
-"""The contract, row by row, through Feast and for both engines."""
+"""The rules of docs/feast-asof.md, through Feast and for both engines."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,7 +28,7 @@ def entity(rows: list[tuple[Any, datetime | None]], id_type: pa.DataType | None 
     return pa.table(
         {
             "id": pa.array([key for key, _ in rows], id_type or pa.int64()),
-            "event_timestamp": pa.array([moment for _, moment in rows], STAMP),
+            "event_timestamp": pa.array([time for _, time in rows], STAMP),
         }
     )
 
@@ -64,7 +64,7 @@ def test_created_decides_ties_even_if_created_later(repo: Any, customer: Entity)
     assert ask(repo, customer, source(rows, "id ts made f"), entity([(1, NOON), (2, NOON)]), **options) == [11, 20]
 
 
-def test_only_what_was_known(repo: Any, customer: Entity) -> None:
+def test_rows_created_later_are_left_out_on_request(repo: Any, customer: Entity) -> None:
     rows = [
         (1, after(days=-3), after(days=-3), 1),
         (1, after(days=-2), after(days=-2), 2),
@@ -76,7 +76,7 @@ def test_only_what_was_known(repo: Any, customer: Entity) -> None:
     assert ask(repo, customer, source(rows, "id ts made f"), frame, **options) == [2, 3, 1, None]
 
 
-def test_complete_ties_and_duplicates_keep_every_entity_row_once(repo: Any, customer: Entity) -> None:
+def test_ties_and_duplicates_give_each_entity_row_once(repo: Any, customer: Entity) -> None:
     got = ask(repo, customer, source([(1, NOON, 7), (1, NOON, 7)]), entity([(1, NOON)] * 3))
     assert got == [7, 7, 7]
 
@@ -86,7 +86,7 @@ def test_null_keys_and_times_never_match(repo: Any, customer: Entity) -> None:
     assert ask(repo, customer, table, entity([(None, NOON), (2, NOON), (3, NOON), (3, None)])) == [None, None, 3, None]
 
 
-def test_null_key_of_one_view_leaves_others_alone(repo: Any, customer: Entity) -> None:
+def test_a_null_key_of_one_view_does_not_affect_others(repo: Any, customer: Entity) -> None:
     shop = Entity(name="shop", join_keys=["shop"], value_type=ValueType.STRING)
     stocks = pa.table({"shop": ["a"], "ts": pa.array([NOON], STAMP), "g": ["stock"]})
     views = [
@@ -101,7 +101,7 @@ def test_null_key_of_one_view_leaves_others_alone(repo: Any, customer: Entity) -
     assert result["f"].to_pylist() == [None, 5]
 
 
-def test_a_null_value_is_the_answer(repo: Any, customer: Entity) -> None:
+def test_a_null_value_is_not_replaced_by_an_older_one(repo: Any, customer: Entity) -> None:
     assert ask(repo, customer, source([(1, after(days=-1), 1), (1, NOON, None)]), entity([(1, NOON)])) == [None]
 
 
@@ -111,8 +111,8 @@ def test_time_zones_are_instants(repo: Any, customer: Entity) -> None:
     york = ZoneInfo("America/New_York")
     before, during = datetime(2024, 3, 10, 1, 59, tzinfo=york), datetime(2024, 3, 10, 3, 1, tzinfo=york)
     table = source([(1, before.astimezone(UTC), 1), (1, during.astimezone(UTC), 2)])
-    moments = [int(moment.timestamp()) * 10**6 for moment in (before, during, during - timedelta(minutes=1))]
-    column = pa.array(moments).view(pa.timestamp("us", "America/New_York"))
+    times = [int(time.timestamp()) * 10**6 for time in (before, during, during - timedelta(minutes=1))]
+    column = pa.array(times).view(pa.timestamp("us", "America/New_York"))
     frame = pa.table({"id": [1, 1, 1], "event_timestamp": column, "note": ["x", "y", "z"]})
     store = repo.store([customer, repo.view("v", table, [customer])])
     result = store.get_historical_features(frame, ["v:f"]).to_arrow()
@@ -201,7 +201,7 @@ def test_empty_source_and_empty_frame(repo: Any, customer: Entity) -> None:
     assert result.column_names == ["id", "event_timestamp", "f"]
 
 
-def test_timestamp_column_is_the_only_datetime_and_may_be_named_as_the_sources(repo: Any, customer: Entity) -> None:
+def test_the_only_datetime_column_is_the_timestamp(repo: Any, customer: Entity) -> None:
     frame = entity([(1, NOON)]).rename_columns(["id", "ts"])
     store = repo.store([customer, repo.view("v", source([(1, NOON, 1)]), [customer])])
     assert store.get_historical_features(frame, ["v:f"]).to_arrow().column_names == ["id", "ts", "f"]

@@ -1,4 +1,4 @@
-"""One retrieval sees one state of each Parquet file, whatever happens to the files while it reads."""
+"""A retrieval sees one state of each Parquet file, even if the files change while it reads."""
 
 import itertools
 import os
@@ -18,6 +18,7 @@ from feast import Entity, Field
 from feast.types import Int64
 
 from feast_asof import entity_frame, join, local_engine, partition, ray_engine, snapshot
+from feast_asof.engine import EngineSettings
 from feast_asof.errors import AsofError, SourceChangedError
 from feast_asof.join import Feature, View
 from feast_asof.source import Source
@@ -32,20 +33,20 @@ FRAME = pa.table({"id": range(ROWS), "event_timestamp": pa.array([NOON] * ROWS, 
 Change = Callable[[Path, int], None]
 
 
-def state(number: int) -> pa.Table:
-    """Rows whose features all tell the state of the file, and their key; each state has another order of rows."""
+def rows_of_state(number: int) -> pa.Table:
+    """Rows whose features encode the key and the number of the state; each state has another order of rows."""
     ids = np.random.default_rng(number).permutation(ROWS)
     values = pa.array(ids * 100 + number)
     return pa.table({"id": ids, "ts": pa.array([NOON] * ROWS, STAMP)} | dict.fromkeys(FEATURES, values))
 
 
 def save(path: Path, number: int) -> None:
-    """Laid out alike in every state: what reads on at the old places finds other values, not damage."""
-    pq.write_table(state(number), path, row_group_size=100, compression="none", use_dictionary=False)
+    """Every state has the same layout, so that a reader with stale offsets gets wrong values and no error."""
+    pq.write_table(rows_of_state(number), path, row_group_size=100, compression="none", use_dictionary=False)
 
 
 def replaced(path: Path, number: int) -> None:
-    """As good writers do. The new file may have the size and the time of modification of the old one."""
+    """Write beside and rename. The new file may have the size and the modification time of the old one."""
     times = path.stat()
     beside = path.with_name("beside")
     save(beside, number)
@@ -54,12 +55,12 @@ def replaced(path: Path, number: int) -> None:
 
 
 def rewritten(path: Path, number: int) -> None:
-    """Written in place: an open file changes, too."""
+    """Write in place: an open file changes, too."""
     save(path, number)
 
 
 def rotated(path: Path, number: int) -> None:
-    """In a folder: a file of another name comes, the old one goes."""
+    """In a folder: add a file of another name and remove the old one."""
     save(path.with_name(f"{number}.parquet"), number)
     path.unlink(missing_ok=True)
     path.with_name(f"{number - 1}.parquet").unlink(missing_ok=True)
@@ -68,15 +69,15 @@ def rotated(path: Path, number: int) -> None:
 CHANGES = {"replaced": replaced, "rewritten": rewritten, "rotated": rotated}
 
 
-def seen(table: pa.Table, names: list[str] = FEATURES) -> int:
-    """The state of the file that a result is from. Fails for a mixture."""
+def state_of(table: pa.Table, names: list[str] = FEATURES) -> int:
+    """The number of the state that a result is from. Fails if it mixes several."""
     values = np.stack([table[name].to_numpy() - table["id"].to_numpy() * 100 for name in names])
     assert len(np.unique(values)) == 1, f"states {np.unique(values)} in one result"
     return int(values[0, 0])
 
 
 class Disturbed:
-    """Changes a file before every read of data numbered from `first` on, `times` times."""
+    """Patches `Source.read` so that a file changes before `times` reads, beginning with read number `first`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, change: Callable[[int], None], first: int, times: int = 1):
         self.reads = itertools.count()
@@ -105,7 +106,7 @@ def views(tmp_path: Path) -> Callable[..., local_engine.Historical]:
             features = tuple(Feature(name, f"{name}{number or ''}", pa.int64()) for name in FEATURES)
             found.append(View(f"v{number}", str(path), None, (("id", "id"),), "ts", None, features, 0, False))
         order = [feature.name for view in found for feature in view.features]
-        return local_engine.Historical(local_engine.Settings(), entity_frame.read(frame), found, order)
+        return local_engine.Historical(EngineSettings(), entity_frame.read(frame), found, order)
 
     return make
 
@@ -117,37 +118,37 @@ def test_a_change_before_any_read(
     change: str, held: int, first: int, views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The index columns are read, then each feature column: between any two the file changes."""
-    monkeypatch.setattr(snapshot, "HELD", held, raising=False)
+    monkeypatch.setattr(snapshot, "MAX_OPEN_FILES", held, raising=False)
     monkeypatch.setattr(join, "READ_VALUES", 1, raising=False)
     job = views(folder=change == "rotated")
     disturbed = Disturbed(monkeypatch, lambda n: CHANGES[change](tmp_path / "source" / "0.parquet", n), first)
     table = job.table()
-    assert next(disturbed.reads) > first, "nothing was disturbed"
-    assert seen(table) in (0, 1)
+    assert next(disturbed.reads) > first, "the file was not changed during the join"
+    assert state_of(table) in (0, 1)
     if change == "replaced" and held:
-        assert seen(table) == 0, "an open file needs no second try"
+        assert state_of(table) == 0, "an open file needs no second attempt"
 
 
 def test_several_views_of_one_file(views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = views(count=3)
     Disturbed(monkeypatch, lambda n: replaced(tmp_path / "source" / "0.parquet", n), 1, times=10**6)
-    assert seen(job.table(), job.order) == 0
+    assert state_of(job.table(), job.order) == 0
 
 
-def test_entities_come_from_the_state_that_features_come_from(
+def test_entities_and_features_come_from_the_same_state(
     views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = views()
     path = tmp_path / "source" / "0.parquet"
     frame = local_engine.entities_between(job.views, NOON, NOON)
-    pq.write_table(state(0).slice(0, 10), path)
+    pq.write_table(rows_of_state(0).slice(0, 10), path)
     Disturbed(monkeypatch, lambda n: replaced(path, n), 1)
     table = local_engine.Historical(job.settings, frame, job.views, job.order).table()
     assert table.num_rows == 10
-    assert seen(table) == 0
+    assert state_of(table) == 0
 
 
-def test_an_entity_file_is_read_when_it_is_needed(views: Any, tmp_path: Path) -> None:
+def test_an_entity_file_is_read_at_each_retrieval(views: Any, tmp_path: Path) -> None:
     path = tmp_path / "entities.parquet"
     pq.write_table(FRAME, path)
     job = views(frame=path)
@@ -159,18 +160,18 @@ def test_an_entity_file_is_read_when_it_is_needed(views: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("local_disk", [True, False])
-def test_a_file_that_never_rests_is_refused(
+def test_a_file_that_changes_in_every_attempt_is_an_error(
     local_disk: bool, views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshot, "TRIES", 2)
+    monkeypatch.setattr(snapshot, "ATTEMPTS", 2)
     job, path = views(), tmp_path / "source" / "0.parquet"
-    if not local_disk:  # a file system of which nothing but sizes and times are known
+    if not local_disk:  # a remote file system tells only sizes and modification times
         job.views[0] = View(**vars(job.views[0]) | {"filesystem": pafs.SubTreeFileSystem("/", pafs.LocalFileSystem())})
     Disturbed(monkeypatch, lambda n: rewritten(path, n), 1, times=10**6)
     with pytest.raises(SourceChangedError, match=r"0\.parquet was replaced or written while it was read"):
         job.table()
     monkeypatch.undo()
-    seen(job.table())
+    state_of(job.table())
 
 
 @pytest.mark.parametrize("plan", ["range by range", "through buckets"])
@@ -179,31 +180,31 @@ def test_a_file_that_never_rests_is_refused(
 def test_workers_of_one_retrieval_read_one_state(
     to_files: bool, change: str, plan: str, views: Any, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file changes when one of the tasks has ended, and the others have not begun."""
+    """The file changes after the first task has ended and before the others begin."""
     monkeypatch.setattr(partition, "part_rows", lambda *_: 250)
     if plan == "through buckets":
         monkeypatch.setattr(partition, "PART_BYTES", 10_000)
-        monkeypatch.setattr(ray_engine, "SMALL", -1)
-        monkeypatch.setattr(ray_engine, "SPREAD", -1)
+        monkeypatch.setattr(ray_engine, "SMALL_SOURCE_ROWS", -1)
+        monkeypatch.setattr(ray_engine, "MAX_READ_FACTOR", -1)
     path, changed = tmp_path / "source" / "0.parquet", itertools.count(1)
 
-    def halting(run: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-        def halted(calls: list[Any], title: str) -> list[Any]:
+    def interrupted(run: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        def run_with_change(calls: list[Any], title: str) -> list[Any]:
             first = run(calls[:1], title)
             if next(changed) == 1:
                 CHANGES[change](path, 1)
             return first + run(calls[1:], title)
 
-        return halted
+        return run_with_change
 
-    monkeypatch.setattr(ray_engine, "run", halting(ray_engine.run))
-    monkeypatch.setattr(ray_engine, "run_tables", halting(ray_engine.run_tables))
+    monkeypatch.setattr(ray_engine, "run", interrupted(ray_engine.run))
+    monkeypatch.setattr(ray_engine, "run_tables", interrupted(ray_engine.run_tables))
     job = views(folder=change == "rotated")
     storage = tmp_path / "storage"
-    job = ray_engine.Historical(local_engine.Settings(cluster, storage), job.entity, job.views, job.order)
+    job = ray_engine.Historical(EngineSettings(cluster, storage), job.entity, job.views, job.order)
     table = pq.read_table(job.parts(tmp_path / "out", None)) if to_files else job.table()
     assert table["id"].equals(FRAME["id"])
-    assert seen(table) == 1
+    assert state_of(table) == 1
     assert not list(storage.iterdir())
     assert not list(tmp_path.glob(".*"))
 
@@ -212,9 +213,9 @@ def test_workers_of_one_retrieval_read_one_state(
 def test_pulls_read_one_state(
     latest: bool, repo: Any, customer: Entity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On workers the newest rows are found chunk by chunk; here all reads of the driver are disturbed, and its plan."""
+    """The file changes after the driver has planned the read."""
     path = tmp_path / "v.parquet"
-    view = repo.view("v", state(0), [customer], schema=SCHEMA, row_group_size=100)
+    view = repo.view("v", rows_of_state(0), [customer], schema=SCHEMA, row_group_size=100)
     store = repo.store([customer, view])
     call = AsofOfflineStore.pull_latest_from_table_or_query if latest else AsofOfflineStore.pull_all_from_table_or_query
     job = call(store.config, view.batch_source, ["id"], FEATURES, "ts", None, start_date=NOON, end_date=NOON)
@@ -230,14 +231,16 @@ def test_pulls_read_one_state(
     monkeypatch.setattr(Source, "within", planned)
     table = job.to_arrow()
     assert sorted(table["id"].to_pylist()) == list(range(ROWS))
-    seen(table)
+    state_of(table)
 
 
-def test_a_folder_is_taken_as_it_was_at_one_moment(views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first file is replaced after it was opened, then the second one before: that pair has never been there."""
+def test_the_files_of_a_folder_are_in_simultaneous_states(
+    views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file is replaced after it was opened, the second before: that combination never existed."""
     job, folder = views(folder=True), tmp_path / "source"
     for number, name in enumerate(["0.parquet", "1.parquet"]):
-        pq.write_table(state(0).slice(number * 500, 500), folder / name)
+        pq.write_table(rows_of_state(0).slice(number * 500, 500), folder / name)
     opened = snapshot.Files.open_input_file
     done: list[str] = []
 
@@ -245,12 +248,12 @@ def test_a_folder_is_taken_as_it_was_at_one_moment(views: Any, tmp_path: Path, m
         if path.endswith("1.parquet") and not done:
             done.append(path)
             for number, name in enumerate(["0.parquet", "1.parquet"]):
-                pq.write_table(state(1).slice(number * 500, 500), folder / "beside")
+                pq.write_table(rows_of_state(1).slice(number * 500, 500), folder / "beside")
                 (folder / "beside").replace(folder / name)
         return opened(files, path)
 
     monkeypatch.setattr(snapshot.Files, "open_input_file", hooked)
-    assert seen(job.table()) == 1
+    assert state_of(job.table()) == 1
     assert done
 
 
@@ -259,24 +262,24 @@ def test_more_files_than_a_process_may_open(views: Any, tmp_path: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
     for at in range(0, ROWS, 2):
-        pq.write_table(state(0).slice(at, 2), folder / f"{at}.parquet")
+        pq.write_table(rows_of_state(0).slice(at, 2), folder / f"{at}.parquet")
     before = len(list(Path("/proc/self/fd").iterdir()))
-    assert seen(job.table()) == 0
+    assert state_of(job.table()) == 0
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
 
 
 def test_a_wide_file_costs_little_more_than_reading_it(
     views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every read costs by the number of columns in the file: reads must not grow with the number of features."""
-    wide = state(0).select(["id", "ts"])
+    """Every read costs time for each column in the file, so the number of reads must not grow with the features."""
+    wide = rows_of_state(0).select(["id", "ts"])
     for number in range(300):
-        wide = wide.append_column(f"f{number}", state(0)["f"])
+        wide = wide.append_column(f"f{number}", rows_of_state(0)["f"])
     job = views()
     pq.write_table(wide, tmp_path / "source" / "0.parquet")
     features = tuple(Feature(f"f{number}", f"f{number}", pa.int64()) for number in range(300))
     view = View(**vars(job.views[0]) | {"features": features})
     disturbed = Disturbed(monkeypatch, lambda _: None, 0, 0)
     table = local_engine.Historical(job.settings, job.entity, [view], [feature.name for feature in features]).table()
-    assert seen(table, [feature.name for feature in features]) == 0
+    assert state_of(table, [feature.name for feature in features]) == 0
     assert next(disturbed.reads) < 20

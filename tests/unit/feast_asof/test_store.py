@@ -24,14 +24,14 @@ STAMP = pa.timestamp("us", "UTC")
 def rows(*given: tuple[Any, float, float | None, int]) -> pa.Table:
     """Rows of (id, days after noon, days after noon created, value)."""
 
-    def moment(days: float | None) -> datetime | None:
+    def time(days: float | None) -> datetime | None:
         return None if days is None else NOON + timedelta(days=days)
 
     return pa.table(
         {
             "id": pa.array([row[0] for row in given], pa.int64()),
-            "ts": pa.array([moment(row[1]) for row in given], STAMP),
-            "made": pa.array([moment(row[2]) for row in given], STAMP),
+            "ts": pa.array([time(row[1]) for row in given], STAMP),
+            "made": pa.array([time(row[2]) for row in given], STAMP),
             "f": pa.array([row[3] for row in given], pa.int64()),
         }
     )
@@ -81,7 +81,7 @@ def test_append_to_a_file_and_to_a_folder(repo: Any, customer: Entity, tmp_path:
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_logged_features_come_back(repo: Any, customer: Entity, tmp_path: Path) -> None:
+def test_logged_features_are_read_back(repo: Any, customer: Entity, tmp_path: Path) -> None:
     view = repo.view("v", DATA, [customer])
     logs = tmp_path / "logs"
     destination = FileLoggingDestination(path=str(logs), partition_by=["f"])
@@ -106,13 +106,13 @@ def test_progress_and_log(
     assert "bytes" in caplog.text
 
 
-def test_import_is_light() -> None:
+def test_importing_the_store_imports_no_ray_or_dask() -> None:
     code = "import sys, feast_asof.store; print([m for m in ('ray', 'dask', 'duckdb') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_workers_import_no_feast() -> None:
-    code = "import sys, feast_asof.tasks; print([m for m in ('feast', 'ray') if m in sys.modules])"
+    code = "import sys, feast_asof.ray_tasks; print([m for m in ('feast', 'ray') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

