@@ -1,13 +1,13 @@
-"""What a cell and a record of an imported file must be, by pandera; and the record of those that are not.
+"""The rules for cells and rows of an imported file, and the list of rows that break them.
 
 Inside, columns have the names of the dataset (`COLUMNS`); reasons name them as the file does.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import pandera.polars as pa
 import polars as pl
 
 from salescast import retail_calendar
@@ -49,39 +49,51 @@ _PARSERS: Final[dict[str, tables.Parser]] = {
 }
 
 
-def _check(passes: pl.Expr, reason: str) -> pa.Check:
-    """A check of rows; a null result passes."""
-    return pa.Check(lambda data: data.lazyframe.select(passes), error=reason)
+@dataclass(frozen=True)
+class Rule:
+    """A row for which `passes` is false is rejected with `reason`; null passes.
+
+    `column` names the cell that is wrong, by its name inside; None = the row as a whole.
+    """
+
+    passes: pl.Expr
+    reason: str
+    column: str | None = None
 
 
-def _number_check(name: str, label: str, open_days: bool) -> pa.Check:
+def _number_rule(name: str, label: str, open_days: bool) -> Rule:
+    """What a parsed number must be. NaN stands for a cell that is not a number."""
     value = pl.col(name)
+    whole = value == value.floor()
     if name in KEYS:
-        return _check(value.is_between(*_INT32) & (value == value.floor()), f"{label} is not a whole number of 32 bits")
+        return Rule(value.is_between(*_INT32) & whole, f"{label} is not a whole number of 32 bits", name)
     if name == LABEL:
-        return _check(value.abs() <= MAX_SALES, f"{label} is not a number within +-{MAX_SALES:.0e}")
+        return Rule(value.abs() <= MAX_SALES, f"{label} is not a number within +-{MAX_SALES:.0e}", name)
     if name == "store_size":
-        whole = value.is_between(0, MAX_SALES) & (value == value.floor())
-        return _check(whole, f"{label} is not a whole number, 0 or more")
+        return Rule(value.is_between(0, MAX_SALES) & whole, f"{label} is not a whole number, 0 or more", name)
     if open_days:
-        return _check(value.is_between(0, 7), f"{label} is not a number of days, 0 to 7")
-    return _check(value.cast(pl.Float32).is_finite(), f"{label} is not a finite number")
+        return Rule(value.is_between(0, 7), f"{label} is not a number of days, 0 to 7", name)
+    return Rule(value.cast(pl.Float32).is_finite(), f"{label} is not a finite number", name)
 
 
-def _column(name: str, label: str, open_days: bool) -> pa.Column:
-    """What a parsed cell must be. `label` is the column's name in the file."""
-    value = pl.col(name)
-    if name == "week":
-        within = value.is_between(retail_calendar.FIRST_DAY, retail_calendar.LAST_DAY)
-        return pa.Column(
-            pl.Date, _check(within, f"{label} is not within {retail_calendar.FIRST_DAY} to {retail_calendar.LAST_DAY}")
-        )
-    if name == "known_at":
-        readable = _check(value > tables.NO_TIME, f"{label} is not an ISO date or time")
-        return pa.Column(pl.Datetime("us", "UTC"), readable, nullable=True)
-    if name in _PARSERS:
-        return pa.Column(pl.String, nullable=True)
-    return pa.Column(pl.Float64, _number_check(name, label, open_days), nullable=name not in KEYS)
+def _cell_rules(labels: Mapping[str, str], open_days: str) -> list[Rule]:
+    """What the parsed cells must be, in the order in which reasons are given. `labels` are the names in the file."""
+    rules = []
+    for name, label in labels.items():
+        if name == "week":
+            first, last = retail_calendar.FIRST_DAY, retail_calendar.LAST_DAY
+            rules.append(Rule(pl.col(name).is_between(first, last), f"{label} is not within {first} to {last}", name))
+        elif name == "known_at":
+            rules.append(Rule(pl.col(name) > tables.NO_TIME, f"{label} is not an ISO date or time", name))
+        elif name not in _PARSERS:
+            rules.append(_number_rule(name, label, name == open_days))
+    hints = {"week": " or not a date like 2012-10-26"}
+    missing = (
+        Rule(pl.col(name).is_not_null(), f"{labels[name]} is missing{hints.get(name, '')}", name)
+        for name in labels
+        if name in (*KEYS, "week")
+    )
+    return [*rules, *missing]
 
 
 class Source:
@@ -112,12 +124,11 @@ class Source:
         self._rejected = [
             table.broken.select(pl.col(ROW).alias("row"), pl.lit(None).alias("column"), "value", "reason")
         ]
-        cell = {name: _column(name, label, name == f"{PLANNED}{open_days}") for name, label in self.label.items()}
-        self._validate(pa.DataFrameSchema(cell))
+        self._apply(_cell_rules(self.label, f"{PLANNED}{open_days}"))
 
     def keep(self, passes: pl.Expr, reason: str, column: str | None = None) -> None:
         """Reject the rows for which the expression is false; `column` holds the cell that is wrong."""
-        self._validate(pa.DataFrameSchema(checks=_check(passes, reason)), column)
+        self._apply([Rule(passes, reason, column)])
 
     def keep_unique(self, *names: str) -> None:
         """Of rows with the same values in these columns (as far as the file has them), keep the first."""
@@ -125,38 +136,25 @@ class Source:
         same = ", ".join(self.label[key] for key in keys)
         self.keep(pl.struct(keys).is_first_distinct(), f"a second row for the same {same}")
 
-    def _validate(self, schema: pa.DataFrameSchema, column: str | None = None) -> None:
-        """Rows that fail leave, with the first reason; `column` is the one of checks of the whole frame."""
-        try:
-            schema.validate(self.rows, lazy=True)
-        except pa.errors.SchemaErrors as errors:
-            # Of NaN, which is "not a number" here, pandera says also that it is null: that reason comes last.
-            failed = (
-                errors.failure_cases.sort(pl.col("check") == "not_nullable", maintain_order=True)
-                .unique("index", keep="first", maintain_order=True)
-                .sort("index")
-                .with_columns(pl.col("column").fill_null(pl.lit(column)))
-            )
-            index = failed["index"].cast(pl.UInt32)
-            self._rejected.append(self._described(failed.with_columns(self.rows[ROW].gather(index))))
-            self.rows = self.rows.filter(~pl.int_range(pl.len(), dtype=pl.UInt32).is_in(index.implode()))
+    def _apply(self, rules: Sequence[Rule]) -> None:
+        """Remove the rows that break a rule and record the first rule that each of them breaks."""
+        broken = pl.coalesce(pl.when(~rule.passes).then(i) for i, rule in enumerate(rules))
+        found = self.rows.select(ROW, rule=broken)
+        rejected = found.filter(pl.col("rule").is_not_null())
+        if rejected.height:
+            self._rejected.append(self._described(rejected, rules))
+            self.rows = self.rows.filter(found["rule"].is_null())
 
-    def _described(self, failed: pl.DataFrame) -> pl.DataFrame:
-        """Failures (ROW, column by its name inside, check) as REJECTED, with the cells as they are in the file."""
-        name = pl.col("column")
-        value = pl.coalesce(pl.when(name == inside).then(pl.col(inside).cast(pl.String)) for inside in self.label)
-        label = name.replace_strict(self.label, default=None, return_dtype=pl.String)
-        date = pl.when(name == "week").then(pl.lit(" or not a date like 2012-10-26")).otherwise(pl.lit(""))
-        missing = pl.concat_str(label, pl.lit(" is missing"), date)
-        return (
-            failed.select(ROW, "column", "check")
-            .join(self._cells, on=ROW, how="left", maintain_order="left")
-            .select(
-                pl.col(ROW).alias("row"),
-                label.alias("column"),
-                value.alias("value"),
-                pl.when(pl.col("check") == "not_nullable").then(missing).otherwise("check").alias("reason"),
-            )
+    def _described(self, rejected: pl.DataFrame, rules: Sequence[Rule]) -> pl.DataFrame:
+        """Rejected rows (ROW, rule = index into `rules`) as REJECTED, with the cells as they are in the file."""
+        cells = {i: pl.col(rule.column).cast(pl.String) for i, rule in enumerate(rules) if rule.column}
+        labels = {i: self.label[rule.column] for i, rule in enumerate(rules) if rule.column}
+        index = pl.col("rule")
+        return rejected.join(self._cells, on=ROW, how="left", maintain_order="left").select(
+            pl.col(ROW).alias("row"),
+            index.replace_strict(labels, default=None, return_dtype=pl.String).alias("column"),
+            pl.coalesce(*(pl.when(index == i).then(cell) for i, cell in cells.items()), pl.lit(None)).alias("value"),
+            index.replace_strict({i: rule.reason for i, rule in enumerate(rules)}).alias("reason"),
         )
 
     def rejected(self) -> pl.DataFrame:
