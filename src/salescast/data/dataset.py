@@ -26,7 +26,8 @@ from salescast import retail_calendar
 from salescast.data import demo
 from salescast.errors import UserError
 from salescast.retail_calendar import WEEK
-from salescast.runtime.atomic_files import replace_dir, sha256
+from salescast.runtime.atomic_files import replace_dir
+from salescast.runtime.checksums import sha256
 from salescast.runtime.progress import counted
 from salescast.schema import (
     KEY_TYPES,

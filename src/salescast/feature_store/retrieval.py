@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 
 from salescast import schema
-from salescast.runtime import code_digest, parquet
+from salescast.runtime import checksums, code_digest
 from salescast.runtime.atomic_files import replace_dir
 from salescast.workdir import Workdir
 
@@ -59,5 +59,5 @@ def retrieve(workdir: Workdir, service: str, yaml: str | None = None) -> Path:
                 shutil.rmtree(parts[0].parent)
         else:
             write_training_set(job.to_arrow(), temporary / "part-00000.parquet")
-        parquet.seal(sorted(temporary.glob("part-*.parquet")), temporary / DONE)
+        checksums.write(sorted(temporary.glob("part-*.parquet")), temporary / DONE)
     return target

@@ -22,12 +22,12 @@ from salescast.errors import UserError
 from salescast.features import contracts, seasonal
 from salescast.features.published import View, sales_features, store_features, timestamp
 from salescast.retail_calendar import WEEK
-from salescast.runtime import code_digest, parquet
+from salescast.runtime import checksums, code_digest, parquet
 from salescast.runtime.atomic_files import replace_file
 from salescast.runtime.progress import counted
 from salescast.schema import KEYS, LABEL, SALES_VIEW, SEASONAL_VIEW, STORE_VIEW, TIMESTAMP, UPCOMING
 
-ROW_GROUP: Final = 100_000  # rows, as whole series
+ROW_GROUP: Final = 100_000  # rows
 
 # For each view: from the whole dataset (for what is pooled over stores) and the horizon to the function that makes a
 # chunk's rows, sorted by keys and time.
@@ -51,7 +51,7 @@ class FeatureSummary:
 
 
 class _ViewFile:
-    """One sorted Parquet file, written chunk by chunk in row groups of whole series."""
+    """One sorted Parquet file, written chunk by chunk in row groups of complete series."""
 
     def __init__(self, path: Path) -> None:
         self.rows = 0
@@ -63,14 +63,7 @@ class _ViewFile:
         arrow: pa.Table = table.to_arrow(compat_level=pl.CompatLevel.oldest())
         if self._writer is None:
             self._writer = parquet_writer(self._path, arrow.schema)
-        ends = table.group_by(KEYS, maintain_order=True).len()["len"].cum_sum()
-        start = 0
-        while start < table.height:
-            full = ends.search_sorted(start + ROW_GROUP, "right")
-            # At least one series; a longer one than the limit has a row group of its own.
-            end = max(ends[max(full - 1, 0)], ends[ends.search_sorted(start, "right")])
-            self._writer.write_table(arrow.slice(start, end - start), row_group_size=end - start)
-            start = end
+        parquet.write_series(self._writer, arrow, KEYS, ROW_GROUP)
 
     def close(self) -> None:
         if self._writer is not None:
@@ -107,7 +100,7 @@ def build_features(
             for file in (*files.values(), ahead):
                 file.close()
         code = code_digest.digest(code_digest.FEATURES)
-        parquet.seal([*paths.values(), out_dir / UPCOMING], out_dir / parquet.LISTING, code)
+        checksums.write([*paths.values(), out_dir / UPCOMING], out_dir / checksums.FEATURES, code)
     except OSError as error:
         raise UserError(
             f"cannot write the features to {out_dir}: {error.strerror or error}; give another folder"

@@ -1,6 +1,5 @@
 """Files and folders that appear whole or not at all."""
 
-import hashlib
 import shutil
 import time
 import uuid
@@ -13,12 +12,6 @@ from feast_asof import replace
 
 PARTIAL: Final = ".partial"  # ends the name of what is being written
 STALE: Final = 86_400.0  # seconds after which nobody writes it any more
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file's bytes. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sweep(root: Path) -> None:
