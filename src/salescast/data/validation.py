@@ -32,8 +32,8 @@ COLUMNS: Final[dict[str, str]] = {
     "known_at": "known_at",
 }
 REQUIRED: Final = ("Store", "Date", "Weekly_Sales")
-PLANNED: Final = "planned:"  # prefix inside: the name of a planned column is the user's and may be anything
-MAX_SALES: Final = 1e15  # beyond, sums over stores lose the single sale
+PLANNED: Final = "planned:"  # prefix inside, since a planned column may have any name in the file
+MAX_SALES: Final = 1e15  # with larger values, sums over stores lose single sales
 REJECTED: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),
     "column": pl.String(),
@@ -43,7 +43,7 @@ REJECTED: Final[dict[str, pl.DataType]] = {
 _INT32: Final = (-(2**31), 2**31 - 1)
 _PARSERS: Final[dict[str, tables.Parser]] = {
     "week": tables.day,
-    "known_at": tables.moment,
+    "known_at": tables.time,
     "store_type": tables.text,
     "region": tables.text,
 }
@@ -84,7 +84,7 @@ def _cell_rules(labels: Mapping[str, str], open_days: str) -> list[Rule]:
             first, last = retail_calendar.FIRST_DAY, retail_calendar.LAST_DAY
             rules.append(Rule(pl.col(name).is_between(first, last), f"{label} is not within {first} to {last}", name))
         elif name == "known_at":
-            rules.append(Rule(pl.col(name) > tables.NO_TIME, f"{label} is not an ISO date or time", name))
+            rules.append(Rule(pl.col(name) > tables.INVALID_TIME, f"{label} is not an ISO date or time", name))
         elif name not in _PARSERS:
             rules.append(_number_rule(name, label, name == open_days))
     hints = {"week": " or not a date like 2012-10-26"}
@@ -97,9 +97,9 @@ def _cell_rules(labels: Mapping[str, str], open_days: str) -> list[Rule]:
 
 
 class Source:
-    """One file on its way in.
+    """An input file while its rows are being validated.
 
-    `rows` holds the parsed records that no check has rejected: ROW and the columns of `label`, by their names inside.
+    `rows` has the parsed rows that no rule has rejected: ROW and the columns of `label`, by their names inside.
     `label` maps a name inside to the column's name in the file; `planned` lists the planned columns of the file.
     """
 
@@ -111,7 +111,7 @@ class Source:
         planned: Sequence[str],
         open_days: str | None = None,
     ) -> None:
-        """Read and check cell by cell. Raises UserError when the file or a required column is missing."""
+        """Read the file and apply the rules for cells. Raises UserError when it or a required column is missing."""
         table = tables.read_table(path)
         self.path, self.total, self.columns = path, table.rows, table.columns
         self.label = _labels(path, table.columns, columns, mapping)
@@ -127,11 +127,11 @@ class Source:
         self._apply(_cell_rules(self.label, f"{PLANNED}{open_days}"))
 
     def keep(self, passes: pl.Expr, reason: str, column: str | None = None) -> None:
-        """Reject the rows for which the expression is false; `column` holds the cell that is wrong."""
+        """Reject the rows for which `passes` is false; `column` is that of the wrong cell (see `Rule`)."""
         self._apply([Rule(passes, reason, column)])
 
     def keep_unique(self, *names: str) -> None:
-        """Of rows with the same values in these columns (as far as the file has them), keep the first."""
+        """Keep the first of the rows with the same values in these columns, as far as the file has them."""
         keys = [name for name in names if name in self.label]
         same = ", ".join(self.label[key] for key in keys)
         self.keep(pl.struct(keys).is_first_distinct(), f"a second row for the same {same}")
@@ -158,11 +158,11 @@ class Source:
         )
 
     def rejected(self) -> pl.DataFrame:
-        """The records left out (REJECTED) in the order of the file."""
+        """The rejected rows (REJECTED) in the order of the file."""
         return pl.concat([part.cast(pl.Schema(REJECTED)) for part in self._rejected]).sort("row")
 
     def ignored(self) -> tuple[str, ...]:
-        """The file's columns that are not used."""
+        """The columns of the file that are not used."""
         used = set(self.label.values())
         return tuple(name for name in self.columns if name not in used)
 
@@ -171,17 +171,17 @@ def _parser(name: str) -> tables.Parser:
     return tables.number_or_yes_no if name.startswith(PLANNED) else _PARSERS.get(name, tables.number)
 
 
-def _labels(path: Path, found: Sequence[str], wanted: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
-    """Name inside -> name in the file, for each wanted column that the file has."""
+def _labels(path: Path, columns: Sequence[str], wanted: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
+    """Name inside -> name in the file, for each of the `wanted` columns that the file has."""
     labels = {}
     for name in wanted:
-        # A name is mapped for all files, but another file may well use the standard one.
-        label = next((label for label in (mapping.get(name, name), name) if label in found), None)
+        # A mapping holds for all files, but another file may use the standard name.
+        label = next((label for label in (mapping.get(name, name), name) if label in columns), None)
         if label is not None:
             labels[COLUMNS[name]] = label
         elif name in REQUIRED:
             raise UserError(
-                f"{path} has no column {mapping.get(name, name)!r}, its columns are {list(found)}; "
+                f"{path} has no column {mapping.get(name, name)!r}, its columns are {list(columns)}; "
                 f"name the right one with --map {name}=COLUMN"
             )
     return labels

@@ -24,7 +24,7 @@ from salescast.features.published import View, sales_features, store_features, t
 from salescast.retail_calendar import WEEK
 from salescast.runtime import checksums, code_digest, parquet
 from salescast.runtime.atomic_files import replace_file
-from salescast.runtime.progress import counted
+from salescast.runtime.progress import track_rows
 from salescast.schema import KEYS, LABEL, SALES_VIEW, SEASONAL_VIEW, STORE_VIEW, TIMESTAMP, UPCOMING
 
 ROW_GROUP: Final = 100_000  # rows
@@ -88,7 +88,7 @@ def build_features(
             files = {name: _ViewFile(stack.enter_context(replace_file(path))) for name, path in paths.items()}
             ahead = _ViewFile(stack.enter_context(replace_file(out_dir / UPCOMING)))
             makers = {name: VIEWS[name](raw, horizon) for name in views}
-            for chunk in counted(chunks(raw, calendar, CHUNK_ROWS), "features", raw.meta.rows):
+            for chunk in track_rows(chunks(raw, calendar, CHUNK_ROWS), "features", raw.meta.rows):
                 last: list[pl.DataFrame] = []
                 for name, view in makers.items():
                     made = view(chunk)
