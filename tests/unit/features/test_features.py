@@ -193,7 +193,7 @@ def test_any_chunk_gives_the_same_table_in_row_groups_of_whole_series(
     raw_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, group: int
 ) -> None:
     whole = pl.read_parquet(build_features(raw_dir, tmp_path / "whole", views=VIEWS).files["sales_features"])
-    monkeypatch.setattr(dataset, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(build, "CHUNK_ROWS", chunk)
     monkeypatch.setattr(build, "ROW_GROUP", group)
     raw = dataset.load(raw_dir)
     held = [set(part.sales["store_id"]) for part in dataset.chunks(raw, US, chunk)]
