@@ -1,7 +1,7 @@
-"""Writes the example of your-data.md to the folder it runs in: weekly takings of eight German bakeries.
+"""Write the example of your-data.md to the current folder: weekly takings of eight German bakeries.
 
-They have what real files have: other column names, weeks that end on Sunday, a branch that opened late and one that
-closed, weeks of renovation, a returned delivery, and promotions planned for the coming weeks.
+As in real files, there are other column names, weeks that end on Sunday, a branch that opened late and one that closed,
+weeks of renovation, a returned delivery, and promotions planned for the coming weeks.
 """
 
 from datetime import date

@@ -1,7 +1,7 @@
-"""The raw dataset folder: what it holds, how it is written whole and read back.
+"""The raw dataset folder: its files, how it is written and how it is read.
 
 sales.parquet        RAW_SALES, observed rows only, sorted by store, department, week
-store_weeks.parquet  RAW_STORE_WEEKS, covariates of a store's week, also after the last sales week
+store_weeks.parquet  RAW_STORE_WEEKS, covariates by store and week; may go beyond the last week with sales
 stores.parquet       RAW_STORES
 plan.parquet         only with planned inputs: store_id, dept_id (null = every department of the store), week,
                      known_at (null = always known) and one Float32 column for each planned input
@@ -26,8 +26,9 @@ from salescast import retail_calendar
 from salescast.data import demo
 from salescast.errors import UserError
 from salescast.retail_calendar import WEEK
-from salescast.runtime.atomic_files import replace_dir, sha256
-from salescast.runtime.progress import counted
+from salescast.runtime.atomic_files import replace_dir
+from salescast.runtime.checksums import sha256
+from salescast.runtime.progress import track_rows
 from salescast.schema import (
     KEY_TYPES,
     KEYS,
@@ -42,15 +43,16 @@ STORES: Final = "stores.parquet"
 PLAN: Final = "plan.parquet"
 META: Final = "dataset.json"
 REJECTED: Final = "rejected.csv"
-GENERATED: Final = "generated"  # the source of a dataset that `generate` made
+GENERATED: Final = "generated"  # `Dataset.source` of demo data
 
 PLAN_KEYS: Final[dict[str, pl.DataType]] = {**KEY_TYPES, "week": pl.Date(), "known_at": pl.Datetime("us", "UTC")}
-ROW_GROUP: Final = 128_000  # rows: small enough to read single stores, large enough to compress
+ROW_GROUP: Final = 128_000  # rows: small enough to read single stores, large enough to compress well
+CHUNK_ROWS: Final = 1_000_000  # feature rows that are computed at a time
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """dataset.json. `noise_floor_mape` is a share (0.03 = 3 %), known of generated data only."""
+    """Content of dataset.json. `noise_floor_mape` is a fraction (0.03 = 3 %), known for generated data only."""
 
     source: str
     rows: int
@@ -64,14 +66,14 @@ class Dataset:
     noise_floor_mape: float | None = None
     seed: int | None = None
     digest: str = ""
-    files: dict[str, str] = field(default_factory=dict, compare=False)  # sha256 of the tables' bytes; {} = not checked
+    files: dict[str, str] = field(default_factory=dict, compare=False)  # SHA-256 by file name; {} = do not check
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str, indent=2) + "\n"
 
     @classmethod
     def read(cls, raw_dir: Path) -> Self:
-        """Raises UserError when the folder holds no dataset or one of another version."""
+        """Raises UserError when the folder has no dataset or one of another version."""
         try:
             values: dict[str, Any] = json.loads((raw_dir / META).read_text())
             first, last = (date.fromisoformat(values.pop(name)) for name in ("first_week", "last_week"))
@@ -86,7 +88,7 @@ class Dataset:
 
 
 def is_generated(folder: Path) -> bool:
-    """Whether a folder describes generated data, whose dates mean nothing. False for one that describes none."""
+    """Whether the folder describes generated data, whose dates mean nothing; False when it has no dataset.json."""
     try:
         return Dataset.read(folder).source == GENERATED
     except UserError:
@@ -95,7 +97,7 @@ def is_generated(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Raw:
-    """A dataset folder opened for reading; the two tables that grow with the series are lazy."""
+    """A dataset folder opened for reading. The two tables whose size grows with the series are lazy."""
 
     meta: Dataset
     sales: pl.LazyFrame
@@ -105,7 +107,7 @@ class Raw:
 
 
 def load(raw_dir: Path) -> Raw:
-    """Open a raw dataset folder. Raises UserError when a part is missing, damaged or changed, or has other columns."""
+    """Open a raw dataset folder. Raises UserError when a file is missing, damaged or changed, or has other columns."""
     meta = Dataset.read(raw_dir)
     for name, digest in meta.files.items():
         if not (raw_dir / name).is_file() or sha256(raw_dir / name) != digest:
@@ -122,23 +124,23 @@ def load(raw_dir: Path) -> Raw:
 
 def _scan(path: Path, schema: dict[str, pl.DataType]) -> pl.LazyFrame:
     try:
-        found = pl.scan_parquet(path, glob=False)
-        actual = found.collect_schema()
+        frame = pl.scan_parquet(path, glob=False)
+        actual = frame.collect_schema()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path} cannot be read ({error}); generate or import the data again") from None
     if dict(actual) != schema:
         raise UserError(f"{path} has the columns {dict(actual)}, not {schema}; generate or import the data again")
-    return found
+    return frame
 
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of the dataset folder `out` at a clean exit.
+    """Yield a temporary folder that replaces the dataset folder `out` at a clean exit.
 
-    Raises UserError when `out` cannot be written, or holds something that is not a dataset.
+    Raises UserError when `out` cannot be written, or contains other files than a dataset.
     """
     if out.is_dir() and not (out / META).exists() and any(entry.name != REJECTED for entry in out.iterdir()):
-        raise UserError(f"{out} holds other files and no dataset; give a new folder, its content would be replaced")
+        raise UserError(f"{out} holds other files and no dataset; give a new folder, since its content is replaced")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder to write the dataset to")
     try:
@@ -149,15 +151,15 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> FileWriter:
-    """Compressed; dictionaries only where values repeat: trying them on measured values takes most of the time."""
+    """A compressed file. Floats get no dictionaries: trying them takes most of the time and saves nothing."""
     repeating = [field.name for field in schema if not pa.types.is_floating(field.type)]
     return FileWriter(path, schema, compression="zstd", compression_level=1, use_dictionary=repeating)
 
 
 class Writer:
-    """Writes chunks of a raw table, already in key order, to one Parquet file, and hashes their content.
+    """Writes chunks of a raw table, in key order, to one Parquet file and computes a digest of the content.
 
-    The hash is over values, column by column: it depends neither on the chunks nor on the Parquet version.
+    The digest is over the values of each column: it depends neither on the chunks nor on the Parquet version.
     """
 
     def __init__(self, path: Path, schema: dict[str, pl.DataType]) -> None:
@@ -168,7 +170,7 @@ class Writer:
         self._file = parquet_writer(path, self._schema)
 
     def write(self, chunk: pl.DataFrame) -> None:
-        """Append rows. `chunk` has the columns of the schema, in its order."""
+        """Append rows. `chunk` has the columns of the schema in the same order."""
         for column in chunk:
             digest = self._columns[column.name]
             digest.update(_content(column))
@@ -179,42 +181,42 @@ class Writer:
         self._file.write_table(chunk.to_arrow().cast(self._schema), row_group_size=ROW_GROUP)
 
     def close(self) -> str:
-        """Finish the file; the digest of its content."""
+        """Finish the file and return the digest of its content."""
         self._file.close()
-        return combined([part.hexdigest() for part in (*self._columns.values(), *self._missing.values())])
+        return combine_digests([part.hexdigest() for part in (*self._columns.values(), *self._missing.values())])
 
 
 def _content(column: pl.Series) -> bytes:
-    """The values of a column as bytes; a missing value reads as zero or an empty string."""
+    """The values of a column as bytes, with zero or an empty string for a missing one."""
     if column.dtype == pl.String:
         return "".join(f"{value}\0" for value in column.fill_null("")).encode()
     return column.to_physical().fill_null(0).to_numpy().tobytes()
 
 
 def write_meta(folder: Path, meta: Dataset) -> Dataset:
-    """Write dataset.json, the last file of a dataset folder, with the digests of the others; returns what it says."""
+    """Write dataset.json, the last file of a dataset folder, with the checksums of the others; return its content."""
     complete = replace(meta, files={path.name: sha256(path) for path in sorted(folder.glob("*.parquet"))})
     (folder / META).write_text(complete.to_json())
     return complete
 
 
 def write_table(path: Path, schema: dict[str, pl.DataType], table: pl.DataFrame) -> str:
-    """One whole raw table; the digest of its content."""
+    """Write a complete raw table and return the digest of its content."""
     writer = Writer(path, schema)
     writer.write(table)
     return writer.close()
 
 
-def combined(digests: list[str]) -> str:
-    """One digest of the digests of the parts, in their order."""
+def combine_digests(digests: list[str]) -> str:
+    """One digest of several digests in their order."""
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def generate(out: Path, stores: int = 45, depts: int = 14, weeks: int = 104, seed: int = 42) -> Dataset:
     """Write a demo dataset of stores x depts x weeks rows to the folder `out` (see `demo`).
 
-    Memory is bounded by a chunk of stores; the content depends on the four numbers only. Raises UserError on numbers
-    out of range and when the folder cannot be written.
+    Memory is bounded by a chunk of stores. The content depends on the four numbers only. Raises UserError when a number
+    is out of range or the folder cannot be written.
     """
     world = demo.World.create(stores, depts, weeks, seed)
     with replacing(out) as folder:
@@ -222,7 +224,7 @@ def generate(out: Path, stores: int = 45, depts: int = 14, weeks: int = 104, see
             Writer(folder / name, schema)
             for name, schema in ((SALES, RAW_SALES), (STORE_WEEKS, RAW_STORE_WEEKS), (STORES, RAW_STORES))
         )
-        for chunk in counted(world.chunks(), "data", stores * depts * weeks):
+        for chunk in track_rows(world.chunks(), "data", stores * depts * weeks):
             sales.write(chunk.sales)
             store_weeks.write(chunk.store_weeks)
             static.write(chunk.stores)
@@ -235,17 +237,14 @@ def generate(out: Path, stores: int = 45, depts: int = 14, weeks: int = 104, see
             last_week=world.weeks[-1].item(),
             noise_floor_mape=demo.NOISE_FLOOR_MAPE,
             seed=seed,
-            digest=combined([part.close() for part in (sales, store_weeks, static)]),
+            digest=combine_digests([part.close() for part in (sales, store_weeks, static)]),
         )
         return write_meta(folder, meta)
 
 
-CHUNK_ROWS: Final = 1_000_000
-
-
 @dataclass(frozen=True)
 class Chunk:
-    """The raw tables of some whole stores, and what those of all stores have in common."""
+    """The raw tables of some stores, complete, with the calendar and the upcoming week that all stores share."""
 
     sales: pl.DataFrame
     store_weeks: pl.DataFrame
@@ -256,22 +255,22 @@ class Chunk:
 
 
 def chunks(raw: Raw, calendar: retail_calendar.Calendar, rows: int) -> Iterator[Chunk]:
-    """The dataset in key order, as whole stores of together about `rows` feature rows."""
+    """The dataset in key order, in chunks of complete stores with about `rows` feature rows each."""
     upcoming = raw.meta.last_week + WEEK
-    # Rows of the grid, not of the sales: gaps and ended series are filled up to the upcoming week.
+    # Count feature rows, not sales: every series has a row for each week up to the upcoming one.
     span = (pl.lit(upcoming) - pl.col("week").min()).dt.total_days() // 7 + 1
     sizes = raw.sales.group_by(KEYS).agg(span.alias("rows")).group_by("store_id").agg(pl.col("rows").sum())
-    bundles = sizes.sort("store_id").with_columns((pl.col("rows").cum_sum() - pl.col("rows")) // rows)
-    bounds = bundles.group_by("rows", maintain_order=True).agg(
+    numbered = sizes.sort("store_id").with_columns((pl.col("rows").cum_sum() - pl.col("rows")) // rows)
+    bounds = numbered.group_by("rows", maintain_order=True).agg(
         pl.col("store_id").min().alias("first"), pl.col("store_id").max().alias("last")
     )
     for first, last in bounds.select("first", "last").collect(engine="streaming").iter_rows():
-        held = pl.col("store_id").is_between(first, last)
+        in_chunk = pl.col("store_id").is_between(first, last)
         yield Chunk(
-            sales=raw.sales.filter(held).collect(),
-            store_weeks=raw.store_weeks.filter(held),
-            stores=raw.stores.filter(held),
-            plan=None if raw.plan is None else raw.plan.filter(held).collect(),
+            sales=raw.sales.filter(in_chunk).collect(),
+            store_weeks=raw.store_weeks.filter(in_chunk),
+            stores=raw.stores.filter(in_chunk),
+            plan=None if raw.plan is None else raw.plan.filter(in_chunk).collect(),
             calendar=calendar,
             upcoming=upcoming,
         )

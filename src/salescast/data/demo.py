@@ -1,9 +1,9 @@
-"""Made-up weekly sales whose best possible forecast error is known.
+"""Demo data: simulated weekly sales with a known lowest possible forecast error.
 
-The expected sales of a series are a product: level of store and department, steady growth of its own, the
-department's season, the run-up to moving holidays (their uplift differs by department and store), a little weather
-and unemployment. Each week is multiplied by exp(NOISE_SIGMA z) with z standard normal and independent, so the noise
-grows with the level.
+The expected sales of a series are a product of factors: the level of store and department, steady growth, the
+department's season, the run-up to holidays (the uplift differs by department and store), and a little weather and
+unemployment. Each week is multiplied by exp(NOISE_SIGMA z) with independent standard normal z, so the noise is
+proportional to the level.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ from salescast.errors import UserError
 Floats = NDArray[np.float64]
 
 # For y = m exp(s z) the forecast with the least expected |y - f| / y is f = m exp(-s^2): the median of y under weights
-# 1/y. Its error is P(|z| < s) = 2 Phi(s) - 1; solved here for s. It is the error of a forecaster who knows everything
-# but the noise, the weather of the coming week included.
+# 1/y. Its error is P(|z| < s) = 2 Phi(s) - 1, which is solved here for s: the error of a forecaster who knows
+# everything except the noise, even the weather of the coming week.
 NOISE_FLOOR_MAPE: Final = 0.03
 NOISE_SIGMA: Final = NormalDist().inv_cdf((1 + NOISE_FLOOR_MAPE) / 2)
 
@@ -61,7 +61,7 @@ class Chunk:
 
 
 def _rng(seed: int, stream: int) -> np.random.Generator:
-    """Stream 0 is the world's, stream n that of store n: no store depends on how many others there are."""
+    """Stream 0 is for what all stores share, stream n for store n, so no store depends on the number of stores."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(stream,))))
 
 
@@ -74,7 +74,7 @@ def _run_up(weeks: NDArray[np.datetime64], days: NDArray[np.datetime64], length:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """What all stores share. Arrays: D departments, T weeks; logs of factors of the expected sales."""
+    """What all stores share: logs of factors of the expected sales. Shapes: D departments, T weeks."""
 
     stores: int
     seed: int
@@ -89,7 +89,7 @@ class World:
 
     @classmethod
     def create(cls, stores: int, depts: int, weeks: int, seed: int) -> "World":
-        """Raises UserError on numbers that no dataset can have."""
+        """Draw a world. Raises UserError when a number is out of range."""
         for name, value in (("stores", stores), ("depts", depts), ("weeks", weeks)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
@@ -127,7 +127,7 @@ class World:
         )
 
     def chunks(self, rows: int = CHUNK_ROWS) -> Iterator[Chunk]:
-        """The whole dataset, about `rows` sales rows at a time; values do not depend on `rows`."""
+        """The dataset in chunks of about `rows` sales rows; the values do not depend on `rows`."""
         step = max(1, rows // self.season.size)
         for first in range(1, self.stores + 1, step):
             yield self._chunk(np.arange(first, min(first + step, self.stores + 1), dtype=np.int32))
@@ -171,7 +171,7 @@ class World:
         )
 
     def _store(self, rng: np.random.Generator, sales: Floats, conditions: NDArray[np.float32]) -> tuple[str, int, str]:
-        """Fill one store's sales [D, T] and conditions [4, T]; its type, size in sqft and region."""
+        """Fill one store's `sales` [D, T] and `conditions` [4, T]; return its type, size in sqft and region."""
         depts, weeks = sales.shape
         kind, place = rng.choice(3, p=_TYPE_SHARE), rng.integers(4)
         size = int(_TYPE_SIZE[kind] * np.exp(rng.normal(0, 0.2)))
@@ -196,6 +196,6 @@ class World:
 
 
 def _autoregressive(shocks: Floats, memory: float) -> Floats:
-    """x(t) = memory x(t-1) + shock(t), cut off after 16 weeks."""
+    """x(t) = memory x(t-1) + shock(t), truncated to 16 weeks of memory."""
     kernel = memory ** np.arange(16)
     return np.asarray(np.convolve(shocks, kernel)[: len(shocks)])

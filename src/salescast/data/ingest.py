@@ -1,4 +1,4 @@
-"""Import of a retailer's own files: every record ends in the dataset, in its plan, or in the report of rejections."""
+"""Import of a retailer's files: every row goes to the dataset or to its plan, or is rejected with a reason."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,6 @@ from typing import Final, NoReturn
 import polars as pl
 
 from salescast import retail_calendar
-from salescast.data import dataset
 from salescast.data.dataset import (
     PLAN,
     PLAN_KEYS,
@@ -18,7 +17,7 @@ from salescast.data.dataset import (
     STORE_WEEKS,
     STORES,
     Dataset,
-    combined,
+    combine_digests,
     replacing,
     write_meta,
     write_table,
@@ -31,13 +30,13 @@ from salescast.schema import KEYS, LABEL, RAW_SALES, RAW_STORE_WEEKS, RAW_STORES
 _SALES: Final = ("Store", "Dept", "Date", "Weekly_Sales", "known_at")
 _FEATURES: Final = ("Store", "Date", "Temperature", "Fuel_Price", "CPI", "Unemployment", "known_at")
 _STORES: Final = ("Store", "Type", "Size", "Region")
-# No planned column may be called like these: they mean something else in the plan.
-_RESERVED: Final = frozenset({"Store", "Dept", "Date", "Weekly_Sales", *dataset.PLAN_KEYS})
+# Names that a planned column must not have, because they mean something else in the plan.
+_RESERVED: Final = frozenset({"Store", "Dept", "Date", "Weekly_Sales", *PLAN_KEYS})
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """What became of the records of one file: rows = accepted + plan_rows + rejected."""
+    """Counts of the rows of one file: rows = accepted + plan_rows + rejected."""
 
     file: str
     rows: int
@@ -49,9 +48,9 @@ class FileReport:
 
 @dataclass(frozen=True)
 class OpeningDays:
-    """For how many `rows` of sales, and in how many `weeks`, opening days are known; the others count as usual.
+    """In how many `rows` of sales and how many `weeks` opening days are known; elsewhere the usual number is assumed.
 
-    `closed` counts the rows with sales on 0 opening days: they say nothing of an open day, and are not learned from.
+    `closed` counts rows with sales on 0 opening days. They cannot be expressed per open day and are not learned from.
     """
 
     rows: int
@@ -63,15 +62,15 @@ class OpeningDays:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """The dataset written, and what there is to know about it.
+    """The dataset that was written, and counts of what was notable in the files.
 
-    `rejected`: one row for each record left out, with file, row (the header of a CSV file is row 1), column, value,
-    reason. `negative` counts sales below zero, `gaps` the weeks without sales inside a series; both are kept as they
-    are. `empty_weeks` counts weeks between the first and the last in which no series has sales: a mistyped year.
-    `opening` is None when no column of opening days was named.
+    `rejected` has one row for each rejected row, with file, row (the header of a CSV file is row 1), column, value and
+    reason. `negative` counts sales below zero and `gaps` weeks without sales inside a series; both are kept as they
+    are. `empty_weeks` counts weeks between the first and the last in which no series has sales, as after a mistyped
+    year. `opening` is None when no column of opening days was named.
     """
 
-    dataset: dataset.Dataset
+    dataset: Dataset
     files: tuple[FileReport, ...]
     rejected: pl.DataFrame
     negative: int
@@ -81,7 +80,7 @@ class ImportReport:
 
 
 def opening_days(sales: pl.LazyFrame, plan: pl.LazyFrame, column: str) -> OpeningDays:
-    """How much is known of the opening days in `column` of `plan` (plan.parquet) for `sales` (RAW_SALES)."""
+    """How far `column` of `plan` (plan.parquet) covers the rows of `sales` (RAW_SALES) with opening days."""
     known = plan.filter(pl.col(column).is_not_null()).sort("known_at").rename({column: "days"})
     own, general = (
         known.filter(pl.col("dept_id").is_null() == every)
@@ -90,7 +89,7 @@ def opening_days(sales: pl.LazyFrame, plan: pl.LazyFrame, column: str) -> Openin
         for every in (False, True)
     )
     days = pl.coalesce("days", "days_store")
-    found = (
+    counts = (
         sales.join(own, on=[*KEYS, "week"], how="left")
         .join(general, on=["store_id", "week"], how="left", suffix="_store")
         .select(
@@ -102,15 +101,15 @@ def opening_days(sales: pl.LazyFrame, plan: pl.LazyFrame, column: str) -> Openin
         )
         .collect(engine="streaming")
     )
-    return OpeningDays(**found.row(0, named=True))
+    return OpeningDays(**counts.row(0, named=True))
 
 
 def reasons(rejected: pl.DataFrame) -> pl.DataFrame:
-    """Rejections by file and reason, the most frequent first: count, row and value of the first one."""
-    counted = rejected.group_by("file", "reason", maintain_order=True).agg(
+    """Rejected rows by file and reason, the most frequent first: their count, and row and value of the first one."""
+    groups = rejected.group_by("file", "reason", maintain_order=True).agg(
         pl.len().alias("rows"), pl.col("row").first().alias("first_row"), pl.col("value").first()
     )
-    return counted.sort("rows", descending=True, maintain_order=True)
+    return groups.sort("rows", descending=True, maintain_order=True)
 
 
 def import_sales(
@@ -125,14 +124,14 @@ def import_sales(
     country: str = "US",
     skip_bad_rows: bool = False,
 ) -> ImportReport:
-    """Validate files of weekly sales (CSV or Parquet) and write them as the dataset folder `out`, replacing it whole.
+    """Validate files of weekly sales (CSV or Parquet) and write them as the dataset folder `out`, replacing it.
 
-    `mapping`: standard column name (see `checks.COLUMNS`) -> name in the files. `planned`: columns of the sales file
-    (known per series and week) or of the features file (per store and week) that are known ahead; numbers or yes/no.
-    `open_days`: the planned column that holds on how many days of the week the store is open. In the sales file, rows
-    after the last observed week with empty sales and a planned value are plan.
-    Raises UserError when a file or column is missing or `out` cannot be written; and, unless `skip_bad_rows`, when a
-    row must be rejected: `out` is then left as it was but for rejected.csv, the list of rejected rows.
+    `mapping`: standard column name (see `validation.COLUMNS`) -> name in the files. `planned`: columns of the sales
+    file (per series and week) or of the features file (per store and week) that are known ahead; numbers or yes/no.
+    `open_days`: the planned column with the number of days of the week on which the store is open. Rows of the sales
+    file after the last observed week, with empty sales and a planned value, are part of the plan.
+    Raises UserError when a file or column is missing or `out` cannot be written. Raises it as well when a row is
+    rejected, unless `skip_bad_rows`: `out` is then unchanged except for rejected.csv, the list of rejected rows.
     """
     mapping, planned = dict(mapping or {}), tuple(dict.fromkeys((*planned, *([open_days] if open_days else []))))
     _check_options(mapping, planned)
@@ -181,10 +180,10 @@ def _check_options(mapping: Mapping[str, str], planned: Sequence[str]) -> None:
         raise UserError(f"--map of unknown columns {unknown}; the standard names are {list(COLUMNS)}")
     if len(set(mapping.values())) < len(mapping):
         raise UserError(f"--map gives one column two meanings: {dict(mapping)}; map each column once")
-    # The features of a planned input are named by it and these endings; their own names begin with an underscore.
-    ends = ("_recent", "_last_year")
+    # Features of a planned input are named after it with these suffixes; the others begin with an underscore.
+    suffixes = ("_recent", "_last_year")
     reserved = sorted(
-        name for name in planned if name in _RESERVED or name.startswith("_") or f"_{name}".endswith(ends)
+        name for name in planned if name in _RESERVED or name.startswith("_") or f"_{name}".endswith(suffixes)
     )
     if reserved:
         raise UserError(f"{reserved} cannot be planned columns, the names have another meaning; rename the columns")
@@ -199,7 +198,7 @@ def _check_used(sources: Sequence[Source], mapping: Mapping[str, str], planned: 
 
 
 def _check_records(sold: Source, conditions: Source | None, static: Source | None) -> date | None:
-    """Checks across records and files; the last week with sales, None when no row is left."""
+    """Apply the rules across rows and files; return the last week with sales, None when no row is left."""
     if static is not None:
         static.keep_unique("store_id")
         known = static.rows["store_id"].implode()
@@ -224,7 +223,7 @@ def _check_records(sold: Source, conditions: Source | None, static: Source | Non
 
 
 def _weekday(sold: Source) -> int | None:
-    """The weekday (Monday = 1) of the data's weeks. Raises UserError when the data are not weekly."""
+    """The most frequent weekday (Monday = 1) of the dates. Raises UserError when the data are not weekly."""
     days = sold.rows["week"].dt.weekday().value_counts(sort=True).sort(["count", "week"], descending=[True, False])
     if days.is_empty():
         return None
@@ -238,19 +237,19 @@ def _weekday(sold: Source) -> int | None:
 
 def _refuse(rejected: pl.DataFrame, total: int, out: Path, *, usable: bool) -> NoReturn:
     """List the rejected rows in `out` and raise UserError with a summary."""
-    found = reasons(rejected)
+    groups = reasons(rejected)
     shown = "; ".join(
         f"{Path(file).name}: {count} x {reason} (first in row {row}: {value!r})"
-        for file, reason, count, row, value in found.head(5).iter_rows()
+        for file, reason, count, row, value in groups.head(5).iter_rows()
     )
-    more = f"; and {found.height - 5} other reasons" if found.height > 5 else ""
+    more = f"; and {groups.height - 5} other reasons" if groups.height > 5 else ""
     try:
-        with replace_file(out / dataset.REJECTED) as path:
+        with replace_file(out / REJECTED) as path:
             rejected.write_csv(path)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; give another folder") from None
     advice = "correct them, or import the rest with --skip-bad-rows" if usable else "no usable row of sales is left"
-    listed = f"all are listed in {out / dataset.REJECTED}"
+    listed = f"all are listed in {out / REJECTED}"
     raise UserError(f"{rejected.height} of {total} rows cannot be used: {shown}{more}; {listed}; {advice}")
 
 
@@ -264,7 +263,7 @@ def _conform(rows: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFr
 
 
 def _plan(sold: Source, conditions: Source | None, planned: Sequence[str]) -> pl.DataFrame | None:
-    """The table of plan.parquet, sorted; None when nothing is planned."""
+    """The content of plan.parquet, sorted; None when nothing is planned."""
     sources = [source for source in (sold, conditions) if source is not None and source.planned]
     if not sources:
         return None
@@ -273,23 +272,23 @@ def _plan(sold: Source, conditions: Source | None, planned: Sequence[str]) -> pl
 
 
 def _planned_rows(source: Source, planned: Sequence[str], *, by_store: bool) -> pl.DataFrame:
-    """The rows of a file with a planned value, as plan.parquet has them."""
+    """The rows of a file that have a planned value, in the form of plan.parquet."""
     rows = source.rows.rename({PLANNED + name: name for name in source.planned}, strict=True)
     rows = rows.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in source.planned))
-    table = _conform(rows, {**dataset.PLAN_KEYS, **dict.fromkeys(planned, pl.Float32())})
+    table = _conform(rows, {**PLAN_KEYS, **dict.fromkeys(planned, pl.Float32())})
     return table.with_columns(dept_id=pl.lit(None, pl.Int32)) if by_store else table
 
 
 def _write(
     out: Path,
-    dataset: dataset.Dataset,
+    dataset: Dataset,
     sales: pl.DataFrame,
     plan: pl.DataFrame | None,
     conditions: Source | None,
     static: Source | None,
     rejected: pl.DataFrame,
-) -> dataset.Dataset:
-    """Write the dataset folder; the dataset with its digest."""
+) -> Dataset:
+    """Write the dataset folder and return the dataset with its digest."""
     plan_schema = {**PLAN_KEYS, **dict.fromkeys(dataset.planned, pl.Float32())}
     store_weeks = _conform(conditions.rows, RAW_STORE_WEEKS) if conditions else pl.DataFrame(schema=RAW_STORE_WEEKS)
     stores = _conform(static.rows if static else sales.select("store_id").unique(), RAW_STORES)
@@ -303,7 +302,7 @@ def _write(
             digests.append(write_table(folder / PLAN, plan_schema, plan))
         if rejected.height:
             rejected.write_csv(folder / REJECTED)
-        dataset = replace(dataset, digest=combined(digests))
+        dataset = replace(dataset, digest=combine_digests(digests))
         return write_meta(folder, dataset)
 
 
@@ -323,7 +322,7 @@ def _file_report(source: Source, plan_rows: int) -> FileReport:
 
 
 def _span(table: pl.DataFrame, keys: Sequence[str]) -> int:
-    """Weeks from the first to the last one, summed over the groups of `keys`."""
+    """Number of weeks from the first to the last one, summed over the groups of `keys`."""
     length = (pl.col("week").max() - pl.col("week").min()).dt.total_days() // 7 + 1
     groups = table.group_by(keys).agg(weeks=length) if keys else table.select(weeks=length)
     return int(groups["weeks"].sum())

@@ -1,8 +1,7 @@
-"""Tables as people have them: CSV or Parquet, read with row numbers; cells parsed into numbers, dates, texts; and
-tables written as CSV, Parquet or an Excel workbook.
+"""Files of tables: read CSV or Parquet with row numbers, parse cells, write CSV, Parquet or Excel.
 
-A parsed number is null where the cell is empty or says so (`NA`), and NaN where it is something else than a number:
-the checks of `ingest` tell the two apart.
+A parsed number is null where the cell is missing (empty, `NA` ...) and NaN where it is not a number. The rules of
+`validation` treat the two differently.
 """
 
 import csv
@@ -24,23 +23,23 @@ from salescast.errors import UserError
 from salescast.runtime import parquet
 from salescast.runtime.atomic_files import replace_file
 
-ROW: Final = "__row__"  # number of a record in its file; in a CSV file the header is row 1
+ROW: Final = "__row__"  # number of a row in its file; the header of a CSV file is row 1
 MISSING: Final = ("", "na", "n/a", "#n/a", "nan", "null", "none")
 YES_NO: Final = {"true": "1", "yes": "1", "y": "1", "on": "1", "false": "0", "no": "0", "n": "0", "off": "0"}
-# Stands for a time that cannot be read: earlier than any that can.
-NO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
+# Stands for a time that cannot be parsed; earlier than every valid one.
+INVALID_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 BROKEN: Final[dict[str, pl.DataType]] = {ROW: pl.Int64(), "value": pl.String(), "reason": pl.String()}
 WRITTEN: Final = (".csv", ".parquet", ".xlsx")
-EXCEL_ROWS: Final = 1_048_576  # of a sheet, the header among them
-_BLOCK: Final = 1 << 23  # bytes; a CSV record may not be longer
+EXCEL_ROWS: Final = 1_048_576  # of a sheet, including the header
+_BLOCK: Final = 1 << 23  # bytes; also the limit for one CSV row
 _ISO_DATE: Final = r"^(\d{4}-\d{2}-\d{2})(?:[T ]00:00(?::00(?:\.0+)?)?(?:Z|\+00:00)?)?$"
 
 
 @dataclass(frozen=True)
 class Table:
-    """The records of a file: the columns as they are with ROW beside them, and the records that have no such columns.
+    """The rows of a file: `cells` has its columns as they are and ROW, `broken` the rows that could not be split.
 
-    `broken` has the columns BROKEN (the value is the record's text). Lines without any content are no records.
+    `broken` has the columns BROKEN, its value is the text of the row. Lines without any content are skipped.
     """
 
     path: Path
@@ -57,9 +56,9 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a file whose name ends with .parquet as Parquet, any other as CSV (UTF-8, commas, a header).
+    """Read a file as Parquet if its name ends with .parquet, else as CSV (UTF-8, commas, a header).
 
-    Raises UserError when there is no such file, it has no rows, or it is not what its name says.
+    Raises UserError when the file does not exist, has no rows, or has another format than its name says.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; give the path of a CSV or Parquet file")
@@ -75,9 +74,9 @@ def read_table(path: Path) -> Table:
 
 
 def _check_names(path: Path, names: list[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice or ROW in names:
-        raise UserError(f"{path} has more than one column named {(twice or [ROW])[0]!r}; rename or remove one")
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
+    if duplicates or ROW in names:
+        raise UserError(f"{path} has more than one column named {(duplicates or [ROW])[0]!r}; rename or remove one")
 
 
 def _read_parquet(path: Path) -> Table:
@@ -99,9 +98,9 @@ def _header(path: Path) -> list[str]:
 
 
 def _read_csv(path: Path) -> Table:
-    """All cells as text. pyarrow reads, since it hands over each record that has too few or too many cells.
+    """All cells as text. PyArrow reads the file because it reports each row with too few or too many cells.
 
-    It reads as Latin-1, in which all bytes are text: a record that is not UTF-8 is a bad record, not the end.
+    It reads Latin-1, in which all bytes are valid: a row that is not UTF-8 is then a bad row and not a bad file.
     """
     names = _header(path)
     invalid: list[tuple[int, str]] = []
@@ -110,10 +109,10 @@ def _read_csv(path: Path) -> Table:
         invalid.append((record.number, _utf8(record.text)))
         return "skip"
 
-    columns = [f"c{i}" for i in range(len(names))]  # names may be any text, these are not
-    found = pyarrow.csv.read_csv(
+    columns = [f"c{i}" for i in range(len(names))]  # the names in the file may be any text
+    parsed = pyarrow.csv.read_csv(
         path,
-        # One thread: only then do broken records carry their number.
+        # PyArrow numbers broken rows only when it uses one thread.
         read_options=pyarrow.csv.ReadOptions(
             use_threads=False, block_size=_BLOCK, column_names=columns, encoding="latin-1"
         ),
@@ -124,18 +123,18 @@ def _read_csv(path: Path) -> Table:
             column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
         ),
     )
-    numbers = np.delete(np.arange(found.num_rows + len(invalid)), [number - 1 for number, _ in invalid]) + 1
+    numbers = np.delete(np.arange(parsed.num_rows + len(invalid)), [number - 1 for number, _ in invalid]) + 1
     cells, undecoded = _decoded(
-        pl.DataFrame(found).with_columns(pl.Series(ROW, numbers)).filter(pl.col(ROW) > 1), columns
+        pl.DataFrame(parsed).with_columns(pl.Series(ROW, numbers)).filter(pl.col(ROW) > 1), columns
     )
     cells = cells.filter(pl.any_horizontal(pl.col(column) != "" for column in columns))
-    # By the rules of CSV a line break may stand inside quotes; in these tables it is a quote that was never closed,
-    # and the rows it swallowed must not vanish.
-    swallowed = pl.any_horizontal(pl.col(column).str.contains(r"[\r\n]") for column in columns)
-    lines = _as_broken(cells.filter(swallowed), columns, "a line break inside quotes")
+    # CSV allows a line break inside quotes. In these tables it means a quote that was never closed, and the rows that
+    # follow it must not be lost.
+    unclosed = pl.any_horizontal(pl.col(column).str.contains(r"[\r\n]") for column in columns)
+    lines = _as_broken(cells.filter(unclosed), columns, "a line break inside quotes")
     short = [(number, text, f"not {len(names)} cells as in the header") for number, text in invalid]
     broken = pl.concat([pl.DataFrame(short, schema=BROKEN, orient="row"), undecoded, lines]).sort(ROW)
-    return Table(path, cells.filter(~swallowed).rename(dict(zip(columns, names, strict=True))), broken)
+    return Table(path, cells.filter(~unclosed).rename(dict(zip(columns, names, strict=True))), broken)
 
 
 def _as_broken(cells: pl.DataFrame, columns: list[str], reason: str) -> pl.DataFrame:
@@ -143,12 +142,12 @@ def _as_broken(cells: pl.DataFrame, columns: list[str], reason: str) -> pl.DataF
 
 
 def _utf8(text: str) -> str:
-    """Text that was read as Latin-1, as UTF-8."""
+    """Decode text as UTF-8 that was read as Latin-1."""
     return text.encode("latin-1").decode(errors="replace")
 
 
 def _decoded(cells: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Latin-1 to UTF-8, and the records in which that is impossible (columns BROKEN)."""
+    """The cells decoded from Latin-1 to UTF-8, and the rows where that is impossible (columns BROKEN)."""
     beyond = [column for column in columns if cells[column].str.contains(r"[^\x00-\x7f]").any()]
     cells = cells.with_columns(pl.Series(column, map(_utf8, cells[column]), pl.String) for column in beyond)
     bad = pl.any_horizontal(
@@ -158,7 +157,7 @@ def _decoded(cells: pl.DataFrame, columns: list[str]) -> tuple[pl.DataFrame, pl.
 
 
 def text(cells: pl.DataFrame, column: str) -> pl.Expr:
-    """A column as text without blanks around it; null where it says that nothing is known."""
+    """A column as text without surrounding blanks; null where the cell is one of MISSING."""
     if isinstance(cells.schema[column], pl.List | pl.Array | pl.Struct | pl.Object | pl.Binary):
         raise UserError(f"column {column!r} holds {cells.schema[column]}; give numbers, dates or text")
     stripped = pl.col(column).cast(pl.String).str.strip_chars()
@@ -185,7 +184,7 @@ def _to_number(texts: pl.Expr) -> pl.Expr:
 
 
 def day(cells: pl.DataFrame, column: str) -> pl.Expr:
-    """A column as Date: ISO dates, or times at midnight; null = missing or something else."""
+    """A column as Date: ISO dates, or times at midnight; null = missing or not a date."""
     if isinstance(cells.schema[column], pl.Date | pl.Datetime):
         return pl.when(pl.col(column).cast(pl.Datetime("us")).dt.time() == pl.time(0)).then(
             pl.col(column).cast(pl.Date)
@@ -193,33 +192,33 @@ def day(cells: pl.DataFrame, column: str) -> pl.Expr:
     return text(cells, column).str.extract(_ISO_DATE).str.to_date("%Y-%m-%d", strict=False)
 
 
-def moment(cells: pl.DataFrame, column: str) -> pl.Expr:
-    """A column as a time in UTC: ISO date or time, with or without a zone; null = missing, NO_TIME = something else."""
+def time(cells: pl.DataFrame, column: str) -> pl.Expr:
+    """A column as UTC time: ISO date or time, with or without a zone; null = missing, INVALID_TIME = not a time."""
     dtype = cells.schema[column]
     if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
         return pl.col(column).dt.convert_time_zone("UTC").dt.cast_time_unit("us")
     if isinstance(dtype, pl.Date | pl.Datetime):
         return pl.col(column).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    found = text(cells, column)
-    full = found.str.replace(" ", "T").str.replace("^(.{10})$", "${1}T00:00:00")
+    texts = text(cells, column)
+    full = texts.str.replace(" ", "T").str.replace("^(.{10})$", "${1}T00:00:00")
     zoned = pl.when(full.str.contains(r"(?:Z|[+-]\d\d:?\d\d)$")).then(full).otherwise(full + "Z")
     parsed = zoned.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", time_unit="us", strict=False)
-    return pl.when(found.is_not_null()).then(parsed.fill_null(NO_TIME))
+    return pl.when(texts.is_not_null()).then(parsed.fill_null(INVALID_TIME))
 
 
 Parser = Callable[[pl.DataFrame, str], pl.Expr]
 
 
 def check_target(path: Path) -> None:
-    """Raises UserError, before any work is done, when the file's name says no format that `write` knows."""
+    """Raises UserError when the file's name does not end with a format of WRITTEN. Call it before the work starts."""
     if path.suffix.lower() not in WRITTEN:
         raise UserError(f"{path} names no known format; end the name with .csv, .parquet or .xlsx")
 
 
 def write(frame: pl.DataFrame, path: Path) -> None:
-    """Write a table in the format that the file's name ends with (`WRITTEN`), whole or not at all.
+    """Write a table atomically, in the format that the file's name ends with (WRITTEN).
 
-    Raises UserError for another format, and for more rows than an Excel sheet holds.
+    Raises UserError for another format and for more rows than fit into an Excel sheet.
     """
     check_target(path)
     kind = path.suffix.lower()
@@ -235,6 +234,6 @@ def write(frame: pl.DataFrame, path: Path) -> None:
         if kind == ".csv":
             frame.write_csv(temporary)
         else:
-            workbook = BytesIO()  # a path would have to end with .xlsx
+            workbook = BytesIO()  # Polars accepts only paths that end with .xlsx
             frame.write_excel(workbook, autofit=True)
             temporary.write_bytes(workbook.getbuffer())

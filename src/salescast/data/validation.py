@@ -1,13 +1,13 @@
-"""What a cell and a record of an imported file must be, by pandera; and the record of those that are not.
+"""The rules for cells and rows of an imported file, and the list of rows that break them.
 
 Inside, columns have the names of the dataset (`COLUMNS`); reasons name them as the file does.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import pandera.polars as pa
 import polars as pl
 
 from salescast import retail_calendar
@@ -32,8 +32,8 @@ COLUMNS: Final[dict[str, str]] = {
     "known_at": "known_at",
 }
 REQUIRED: Final = ("Store", "Date", "Weekly_Sales")
-PLANNED: Final = "planned:"  # prefix inside: the name of a planned column is the user's and may be anything
-MAX_SALES: Final = 1e15  # beyond, sums over stores lose the single sale
+PLANNED: Final = "planned:"  # prefix inside, since a planned column may have any name in the file
+MAX_SALES: Final = 1e15  # with larger values, sums over stores lose single sales
 REJECTED: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),
     "column": pl.String(),
@@ -43,51 +43,63 @@ REJECTED: Final[dict[str, pl.DataType]] = {
 _INT32: Final = (-(2**31), 2**31 - 1)
 _PARSERS: Final[dict[str, tables.Parser]] = {
     "week": tables.day,
-    "known_at": tables.moment,
+    "known_at": tables.time,
     "store_type": tables.text,
     "region": tables.text,
 }
 
 
-def _check(passes: pl.Expr, reason: str) -> pa.Check:
-    """A check of rows; a null result passes."""
-    return pa.Check(lambda data: data.lazyframe.select(passes), error=reason)
+@dataclass(frozen=True)
+class Rule:
+    """A row for which `passes` is false is rejected with `reason`; null passes.
+
+    `column` names the cell that is wrong, by its name inside; None = the row as a whole.
+    """
+
+    passes: pl.Expr
+    reason: str
+    column: str | None = None
 
 
-def _number_check(name: str, label: str, open_days: bool) -> pa.Check:
+def _number_rule(name: str, label: str, open_days: bool) -> Rule:
+    """What a parsed number must be. NaN stands for a cell that is not a number."""
     value = pl.col(name)
+    whole = value == value.floor()
     if name in KEYS:
-        return _check(value.is_between(*_INT32) & (value == value.floor()), f"{label} is not a whole number of 32 bits")
+        return Rule(value.is_between(*_INT32) & whole, f"{label} is not a whole number of 32 bits", name)
     if name == LABEL:
-        return _check(value.abs() <= MAX_SALES, f"{label} is not a number within +-{MAX_SALES:.0e}")
+        return Rule(value.abs() <= MAX_SALES, f"{label} is not a number within +-{MAX_SALES:.0e}", name)
     if name == "store_size":
-        whole = value.is_between(0, MAX_SALES) & (value == value.floor())
-        return _check(whole, f"{label} is not a whole number, 0 or more")
+        return Rule(value.is_between(0, MAX_SALES) & whole, f"{label} is not a whole number, 0 or more", name)
     if open_days:
-        return _check(value.is_between(0, 7), f"{label} is not a number of days, 0 to 7")
-    return _check(value.cast(pl.Float32).is_finite(), f"{label} is not a finite number")
+        return Rule(value.is_between(0, 7), f"{label} is not a number of days, 0 to 7", name)
+    return Rule(value.cast(pl.Float32).is_finite(), f"{label} is not a finite number", name)
 
 
-def _column(name: str, label: str, open_days: bool) -> pa.Column:
-    """What a parsed cell must be. `label` is the column's name in the file."""
-    value = pl.col(name)
-    if name == "week":
-        within = value.is_between(retail_calendar.FIRST_DAY, retail_calendar.LAST_DAY)
-        return pa.Column(
-            pl.Date, _check(within, f"{label} is not within {retail_calendar.FIRST_DAY} to {retail_calendar.LAST_DAY}")
-        )
-    if name == "known_at":
-        readable = _check(value > tables.NO_TIME, f"{label} is not an ISO date or time")
-        return pa.Column(pl.Datetime("us", "UTC"), readable, nullable=True)
-    if name in _PARSERS:
-        return pa.Column(pl.String, nullable=True)
-    return pa.Column(pl.Float64, _number_check(name, label, open_days), nullable=name not in KEYS)
+def _cell_rules(labels: Mapping[str, str], open_days: str) -> list[Rule]:
+    """What the parsed cells must be, in the order in which reasons are given. `labels` are the names in the file."""
+    rules = []
+    for name, label in labels.items():
+        if name == "week":
+            first, last = retail_calendar.FIRST_DAY, retail_calendar.LAST_DAY
+            rules.append(Rule(pl.col(name).is_between(first, last), f"{label} is not within {first} to {last}", name))
+        elif name == "known_at":
+            rules.append(Rule(pl.col(name) > tables.INVALID_TIME, f"{label} is not an ISO date or time", name))
+        elif name not in _PARSERS:
+            rules.append(_number_rule(name, label, name == open_days))
+    hints = {"week": " or not a date like 2012-10-26"}
+    missing = (
+        Rule(pl.col(name).is_not_null(), f"{labels[name]} is missing{hints.get(name, '')}", name)
+        for name in labels
+        if name in (*KEYS, "week")
+    )
+    return [*rules, *missing]
 
 
 class Source:
-    """One file on its way in.
+    """An input file while its rows are being validated.
 
-    `rows` holds the parsed records that no check has rejected: ROW and the columns of `label`, by their names inside.
+    `rows` has the parsed rows that no rule has rejected: ROW and the columns of `label`, by their names inside.
     `label` maps a name inside to the column's name in the file; `planned` lists the planned columns of the file.
     """
 
@@ -99,7 +111,7 @@ class Source:
         planned: Sequence[str],
         open_days: str | None = None,
     ) -> None:
-        """Read and check cell by cell. Raises UserError when the file or a required column is missing."""
+        """Read the file and apply the rules for cells. Raises UserError when it or a required column is missing."""
         table = tables.read_table(path)
         self.path, self.total, self.columns = path, table.rows, table.columns
         self.label = _labels(path, table.columns, columns, mapping)
@@ -112,59 +124,45 @@ class Source:
         self._rejected = [
             table.broken.select(pl.col(ROW).alias("row"), pl.lit(None).alias("column"), "value", "reason")
         ]
-        cell = {name: _column(name, label, name == f"{PLANNED}{open_days}") for name, label in self.label.items()}
-        self._validate(pa.DataFrameSchema(cell))
+        self._apply(_cell_rules(self.label, f"{PLANNED}{open_days}"))
 
     def keep(self, passes: pl.Expr, reason: str, column: str | None = None) -> None:
-        """Reject the rows for which the expression is false; `column` holds the cell that is wrong."""
-        self._validate(pa.DataFrameSchema(checks=_check(passes, reason)), column)
+        """Reject the rows for which `passes` is false; `column` is that of the wrong cell (see `Rule`)."""
+        self._apply([Rule(passes, reason, column)])
 
     def keep_unique(self, *names: str) -> None:
-        """Of rows with the same values in these columns (as far as the file has them), keep the first."""
+        """Keep the first of the rows with the same values in these columns, as far as the file has them."""
         keys = [name for name in names if name in self.label]
         same = ", ".join(self.label[key] for key in keys)
         self.keep(pl.struct(keys).is_first_distinct(), f"a second row for the same {same}")
 
-    def _validate(self, schema: pa.DataFrameSchema, column: str | None = None) -> None:
-        """Rows that fail leave, with the first reason; `column` is the one of checks of the whole frame."""
-        try:
-            schema.validate(self.rows, lazy=True)
-        except pa.errors.SchemaErrors as errors:
-            # Of NaN, which is "not a number" here, pandera says also that it is null: that reason comes last.
-            failed = (
-                errors.failure_cases.sort(pl.col("check") == "not_nullable", maintain_order=True)
-                .unique("index", keep="first", maintain_order=True)
-                .sort("index")
-                .with_columns(pl.col("column").fill_null(pl.lit(column)))
-            )
-            index = failed["index"].cast(pl.UInt32)
-            self._rejected.append(self._described(failed.with_columns(self.rows[ROW].gather(index))))
-            self.rows = self.rows.filter(~pl.int_range(pl.len(), dtype=pl.UInt32).is_in(index.implode()))
+    def _apply(self, rules: Sequence[Rule]) -> None:
+        """Remove the rows that break a rule and record the first rule that each of them breaks."""
+        broken = pl.coalesce(pl.when(~rule.passes).then(i) for i, rule in enumerate(rules))
+        found = self.rows.select(ROW, rule=broken)
+        rejected = found.filter(pl.col("rule").is_not_null())
+        if rejected.height:
+            self._rejected.append(self._described(rejected, rules))
+            self.rows = self.rows.filter(found["rule"].is_null())
 
-    def _described(self, failed: pl.DataFrame) -> pl.DataFrame:
-        """Failures (ROW, column by its name inside, check) as REJECTED, with the cells as they are in the file."""
-        name = pl.col("column")
-        value = pl.coalesce(pl.when(name == inside).then(pl.col(inside).cast(pl.String)) for inside in self.label)
-        label = name.replace_strict(self.label, default=None, return_dtype=pl.String)
-        date = pl.when(name == "week").then(pl.lit(" or not a date like 2012-10-26")).otherwise(pl.lit(""))
-        missing = pl.concat_str(label, pl.lit(" is missing"), date)
-        return (
-            failed.select(ROW, "column", "check")
-            .join(self._cells, on=ROW, how="left", maintain_order="left")
-            .select(
-                pl.col(ROW).alias("row"),
-                label.alias("column"),
-                value.alias("value"),
-                pl.when(pl.col("check") == "not_nullable").then(missing).otherwise("check").alias("reason"),
-            )
+    def _described(self, rejected: pl.DataFrame, rules: Sequence[Rule]) -> pl.DataFrame:
+        """Rejected rows (ROW, rule = index into `rules`) as REJECTED, with the cells as they are in the file."""
+        cells = {i: pl.col(rule.column).cast(pl.String) for i, rule in enumerate(rules) if rule.column}
+        labels = {i: self.label[rule.column] for i, rule in enumerate(rules) if rule.column}
+        index = pl.col("rule")
+        return rejected.join(self._cells, on=ROW, how="left", maintain_order="left").select(
+            pl.col(ROW).alias("row"),
+            index.replace_strict(labels, default=None, return_dtype=pl.String).alias("column"),
+            pl.coalesce(*(pl.when(index == i).then(cell) for i, cell in cells.items()), pl.lit(None)).alias("value"),
+            index.replace_strict({i: rule.reason for i, rule in enumerate(rules)}).alias("reason"),
         )
 
     def rejected(self) -> pl.DataFrame:
-        """The records left out (REJECTED) in the order of the file."""
+        """The rejected rows (REJECTED) in the order of the file."""
         return pl.concat([part.cast(pl.Schema(REJECTED)) for part in self._rejected]).sort("row")
 
     def ignored(self) -> tuple[str, ...]:
-        """The file's columns that are not used."""
+        """The columns of the file that are not used."""
         used = set(self.label.values())
         return tuple(name for name in self.columns if name not in used)
 
@@ -173,17 +171,17 @@ def _parser(name: str) -> tables.Parser:
     return tables.number_or_yes_no if name.startswith(PLANNED) else _PARSERS.get(name, tables.number)
 
 
-def _labels(path: Path, found: Sequence[str], wanted: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
-    """Name inside -> name in the file, for each wanted column that the file has."""
+def _labels(path: Path, columns: Sequence[str], wanted: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
+    """Name inside -> name in the file, for each of the `wanted` columns that the file has."""
     labels = {}
     for name in wanted:
-        # A name is mapped for all files, but another file may well use the standard one.
-        label = next((label for label in (mapping.get(name, name), name) if label in found), None)
+        # A mapping holds for all files, but another file may use the standard name.
+        label = next((label for label in (mapping.get(name, name), name) if label in columns), None)
         if label is not None:
             labels[COLUMNS[name]] = label
         elif name in REQUIRED:
             raise UserError(
-                f"{path} has no column {mapping.get(name, name)!r}, its columns are {list(found)}; "
+                f"{path} has no column {mapping.get(name, name)!r}, its columns are {list(columns)}; "
                 f"name the right one with --map {name}=COLUMN"
             )
     return labels

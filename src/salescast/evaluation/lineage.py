@@ -14,7 +14,8 @@ from typing import Any, Final, Self
 from salescast.errors import UserError
 from salescast.model import bundle
 from salescast.model.recipe import Recipe
-from salescast.runtime.atomic_files import replace_file, sha256
+from salescast.runtime.atomic_files import replace_file
+from salescast.runtime.checksums import sha256
 from salescast.workdir import Workdir
 
 REMEDY: Final = "run `salescast train` and `salescast backtest` with the same settings on the same data"

@@ -19,7 +19,7 @@ import polars as pl
 from salescast import retail_calendar
 from salescast.errors import UserError
 from salescast.evaluation import baselines
-from salescast.features.history import RANK, Floats, filled
+from salescast.features.history import RANK, Floats, fill_gaps
 from salescast.model import inputs
 from salescast.model.arrays import LEVEL
 from salescast.schema import KEYS, LABEL, SEASON, TIMESTAMP, TRAINING_SERVICE_SEASONAL
@@ -105,7 +105,7 @@ def _smoothed(training: pl.LazyFrame, cutoff: date, horizon: int, name: str) -> 
     history = sales.copy()
     for dept in series["dept_id"].unique():
         rows = (series["dept_id"] == dept).to_numpy()
-        history[rows] = filled(sales[rows])
+        history[rows] = fill_gaps(sales[rows])
         whole = rows & np.isfinite(history).all(axis=1)
         if name == "svd" and whole.sum() > RANK:
             left, size, right = np.linalg.svd(history[whole], full_matrices=False)

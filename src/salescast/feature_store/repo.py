@@ -17,7 +17,7 @@ from salescast import schema
 from salescast.config import settings
 from salescast.data import dataset
 from salescast.errors import UserError
-from salescast.runtime import code_digest, parquet
+from salescast.runtime import checksums, code_digest
 from salescast.runtime.atomic_files import replace_file
 from salescast.workdir import Workdir
 
@@ -193,13 +193,13 @@ def feature_digests(workdir: Workdir) -> dict[str, str]:
     missing = [str(path) for path in view_files(workdir) if not path.is_file()]
     if missing:
         raise UserError(f"feature files {missing} are missing; run `salescast features` first")
-    digests = parquet.sealed(view_files(workdir), workdir.data / parquet.LISTING)
+    digests = checksums.verified(view_files(workdir), workdir.data / checksums.FEATURES)
     if digests is None:
         raise UserError(
             f"the feature files in {workdir.data} are not those of one finished build: it was interrupted, or a file "
             "was changed or damaged; run `salescast features` again"
         )
-    made_by, code = parquet.made_by(workdir.data / parquet.LISTING), code_digest.digest(code_digest.FEATURES)
+    made_by, code = checksums.code_of(workdir.data / checksums.FEATURES), code_digest.digest(code_digest.FEATURES)
     if made_by != code:
         raise UserError(
             f"the feature files in {workdir.data} were made by other code or libraries (digest {made_by!s:.12}, now "

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from salescast import schema
 from salescast.feature_store.repo import feature_digests, open_store, store_errors
 from salescast.features.training_set import DONE, is_complete, write_training_set
-from salescast.runtime import code_digest, parquet
+from salescast.runtime import checksums, code_digest
 from salescast.runtime.atomic_files import replace_dir
 from salescast.workdir import Workdir
 
@@ -48,5 +48,5 @@ def retrieve(workdir: Workdir, service: str, yaml: str | None = None) -> Path:
                 shutil.rmtree(parts[0].parent)
         else:
             write_training_set(job.to_arrow(), temporary / "part-00000.parquet")
-        parquet.seal(sorted(temporary.glob("part-*.parquet")), temporary / DONE)
+        checksums.write(sorted(temporary.glob("part-*.parquet")), temporary / DONE)
     return target

@@ -1,8 +1,8 @@
-"""Published features: pure Polars expressions from raw tables to `sales_features` and `store_features`.
+"""Build the feature files of a dataset.
 
-The row of week t holds what is known before week t begins, and `weekly_sales` of week t as the label. One code makes
-the rows of the history and of the upcoming week. `build` streams chunks of whole stores, so memory does not grow with
-the number of stores.
+The row of week t holds what is known before week t begins, and `weekly_sales` of week t as the label. The same code
+computes the rows of the history and of the upcoming week. The dataset is read in chunks of complete stores, so the
+published views need memory for one chunk only.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,15 +22,15 @@ from salescast.errors import UserError
 from salescast.features import contracts, seasonal
 from salescast.features.published import View, sales_features, store_features, timestamp
 from salescast.retail_calendar import WEEK
-from salescast.runtime import code_digest, parquet
+from salescast.runtime import checksums, code_digest, parquet
 from salescast.runtime.atomic_files import replace_file
-from salescast.runtime.progress import counted
+from salescast.runtime.progress import track_rows
 from salescast.schema import KEYS, LABEL, SALES_VIEW, SEASONAL_VIEW, STORE_VIEW, TIMESTAMP, UPCOMING
 
-ROW_GROUP: Final = 100_000  # rows, as whole series
+ROW_GROUP: Final = 100_000  # rows
 
-# For each view: from the whole dataset (for what is pooled over stores) and the horizon to the function that makes a
-# chunk's rows, sorted by keys and time.
+# For each view, a function of the dataset (for what is pooled over stores) and the horizon. It returns the function
+# that computes the rows of a chunk, sorted by keys and time.
 VIEWS: Final[dict[str, Callable[[Raw, int], View]]] = {
     SALES_VIEW: lambda _raw, _horizon: (
         lambda chunk: sales_features(chunk.sales, chunk.store_weeks, chunk.calendar, upcoming=chunk.upcoming)
@@ -42,7 +42,7 @@ VIEWS: Final[dict[str, Callable[[Raw, int], View]]] = {
 
 @dataclass(frozen=True)
 class FeatureSummary:
-    """What `build` wrote: rows by view, series, and the upcoming week (the last row of every series)."""
+    """What was written: rows by view, series, the upcoming week (the last row of every series), files by view."""
 
     rows: dict[str, int]
     series: int
@@ -51,7 +51,7 @@ class FeatureSummary:
 
 
 class _ViewFile:
-    """One sorted Parquet file, written chunk by chunk in row groups of whole series."""
+    """A sorted Parquet file, written chunk by chunk in row groups of complete series."""
 
     def __init__(self, path: Path) -> None:
         self.rows = 0
@@ -63,14 +63,7 @@ class _ViewFile:
         arrow: pa.Table = table.to_arrow(compat_level=pl.CompatLevel.oldest())
         if self._writer is None:
             self._writer = parquet_writer(self._path, arrow.schema)
-        ends = table.group_by(KEYS, maintain_order=True).len()["len"].cum_sum()
-        start = 0
-        while start < table.height:
-            full = ends.search_sorted(start + ROW_GROUP, "right")
-            # At least one series; a longer one than the limit has a row group of its own.
-            end = max(ends[max(full - 1, 0)], ends[ends.search_sorted(start, "right")])
-            self._writer.write_table(arrow.slice(start, end - start), row_group_size=end - start)
-            start = end
+        parquet.write_series(self._writer, arrow, KEYS, ROW_GROUP)
 
     def close(self) -> None:
         if self._writer is not None:
@@ -80,12 +73,13 @@ class _ViewFile:
 def build_features(
     raw_dir: Path, out_dir: Path, horizon: int = 8, views: Sequence[str] = tuple(VIEWS)
 ) -> FeatureSummary:
-    """Write `<view>.parquet` for each of `views` from a raw dataset folder; each file appears whole or not at all.
+    """Write `<view>.parquet` for each of `views` from a raw dataset folder, each file atomically.
 
-    Beside them `upcoming.parquet`: the views' columns but the label side by side, of the upcoming week alone.
+    `upcoming.parquet` beside them has the columns of all views without the label, for the upcoming week only.
 
-    The published views need the memory of a chunk, the seasonal one that of all series' histories. Raises UserError
-    when the dataset cannot be read, breaks the features' contract (see `contracts`) or the folder cannot be written.
+    The published views need memory for a chunk, the seasonal view for the histories of all series. Raises UserError
+    when the dataset cannot be read, the features violate their contract (see `contracts`) or the folder cannot be
+    written.
     """
     raw = load(raw_dir)
     calendar = retail_calendar.calendar(raw.meta.country)
@@ -93,24 +87,28 @@ def build_features(
     try:
         with ExitStack() as stack:
             files = {name: _ViewFile(stack.enter_context(replace_file(path))) for name, path in paths.items()}
-            ahead = _ViewFile(stack.enter_context(replace_file(out_dir / UPCOMING)))
+            upcoming = _ViewFile(stack.enter_context(replace_file(out_dir / UPCOMING)))
             makers = {name: VIEWS[name](raw, horizon) for name in views}
-            for chunk in counted(chunks(raw, calendar, CHUNK_ROWS), "features", raw.meta.rows):
+            for chunk in track_rows(chunks(raw, calendar, CHUNK_ROWS), "features", raw.meta.rows):
                 last: list[pl.DataFrame] = []
                 for name, view in makers.items():
-                    made = view(chunk)
-                    contracts.check(name, made)
-                    files[name].write(made)
-                    last.append(made.group_by(KEYS, maintain_order=True).last().drop(TIMESTAMP, LABEL, strict=False))
+                    rows = view(chunk)
+                    contracts.check(name, rows)
+                    files[name].write(rows)
+                    last.append(rows.group_by(KEYS, maintain_order=True).last().drop(TIMESTAMP, LABEL, strict=False))
                 week = pl.lit(chunk.upcoming).alias("week")
-                ahead.write(pl.concat(last, how="align_left").select(*KEYS, timestamp(week), pl.exclude(KEYS)))
-            for file in (*files.values(), ahead):
+                upcoming.write(pl.concat(last, how="align_left").select(*KEYS, timestamp(week), pl.exclude(KEYS)))
+            for file in (*files.values(), upcoming):
                 file.close()
         code = code_digest.digest(code_digest.FEATURES)
-        parquet.seal([*paths.values(), out_dir / UPCOMING], out_dir / parquet.LISTING, code)
+        checksums.write([*paths.values(), out_dir / UPCOMING], out_dir / checksums.FEATURES, code)
     except OSError as error:
         raise UserError(
             f"cannot write the features to {out_dir}: {error.strerror or error}; give another folder"
         ) from None
-    rows = {name: file.rows for name, file in files.items()}
-    return FeatureSummary(rows=rows, series=raw.meta.series, upcoming=raw.meta.last_week + WEEK, files=paths)
+    return FeatureSummary(
+        rows={name: file.rows for name, file in files.items()},
+        series=raw.meta.series,
+        upcoming=raw.meta.last_week + WEEK,
+        files=paths,
+    )

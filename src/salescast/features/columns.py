@@ -1,4 +1,4 @@
-"""Columns of retrieved frames as arrays."""
+"""Columns of retrieved tables as arrays."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,14 +11,14 @@ from salescast.errors import UserError
 from salescast.schema import KEY_TYPES, STORE_FEATURES, TIMESTAMP
 
 Array = NDArray[np.floating[Any]]  # float64, or float32 where it is [n, H] and there are many
-# Features of n rows by name, NaN = missing: numbers float64 [n], lists float32 [n, width] (width 0: all are missing),
-# the week datetime64 [n]; categories are Arrow arrays, null = missing.
+# Features of n rows by name. Numbers are float64 [n] and lists float32 [n, width], NaN = missing (width 0: all are);
+# the week is datetime64 [n]; categories are Arrow arrays, null = missing.
 Columns = Mapping[str, Any]
 CATEGORIES: Final = {**KEY_TYPES, "store_type": STORE_FEATURES["store_type"], "region": STORE_FEATURES["region"]}
 
 
 def columns(frame: pl.DataFrame) -> Columns:
-    """The columns of a retrieved frame. Raises UserError where the lists of one column differ in length."""
+    """The columns of a retrieved table. Raises UserError when the lists of a column differ in length."""
     return {series.name: _column(series) for series in frame.get_columns()}
 
 

@@ -1,7 +1,7 @@
-"""Sales histories as dense matrices, and the statistics of the weeks before each base week.
+"""Sales histories as dense matrices, and statistics of the weeks before each base week.
 
 A matrix is [series, weeks], NaN = no observation. A statistic is [series, weeks + 1]: its column b is computed from
-columns < b only, so column `weeks` belongs to the upcoming week.
+columns < b only, and its last column belongs to the upcoming week.
 """
 
 from dataclasses import dataclass
@@ -15,49 +15,49 @@ from salescast.schema import SEASON
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-RANK = 8  # of the denoised history; a department needs more series than this
-TRACK = 8  # weeks over which the seasonal naive's recent error is measured
-SPAN = SEASON + TRACK  # weeks of which a base week needs the reconstruction
-BLOCK = 32  # base weeks at a time
+RANK = 8  # of the reconstruction; departments with no more series than this are not reconstructed
+TRACK = 8  # weeks over which the recent error of the seasonal naive forecast is measured
+SPAN = SEASON + TRACK  # weeks before a base week that are reconstructed
+BLOCK = 32  # base weeks computed at a time
 
 
-def running(values: Floats) -> Floats:
-    """Sums of the columns before each base week, [n, T] -> [n, T + 1]; NaN counts as 0."""
+def cumulative_sums(values: Floats) -> Floats:
+    """Cumulative sums of the columns before each base week, [n, T] -> [n, T + 1]; NaN adds nothing."""
     out = np.zeros((len(values), values.shape[1] + 1))
     np.cumsum(np.nan_to_num(values), axis=1, out=out[:, 1:])
     return out
 
 
-def window(sums: Floats, weeks: int) -> Floats:
-    """Sums of the last `weeks` columns before each base week, from `running` sums."""
+def window_sums(sums: Floats, weeks: int) -> Floats:
+    """Sums of the last `weeks` columns before each base week, from the result of `cumulative_sums`."""
     out = sums.copy()
     out[:, weeks:] -= sums[:, :-weeks] if weeks < sums.shape[1] else 0
     return out
 
 
 def ratio(above: Floats, below: Floats) -> Floats:
-    """above / below, NaN where below is 0."""
+    """above / below; NaN where below is 0."""
     out = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan)
     np.divide(above, below, out=out, where=below != 0)
     return out
 
 
 def mean(values: Floats) -> Floats:
-    """Mean of what is known along the last axis, NaN where nothing is."""
+    """Mean of the known values along the last axis; NaN where there are none."""
     known = np.isfinite(values)
     return ratio(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1).astype(np.float64))
 
 
 def window_mean(values: Floats, weeks: int) -> Floats:
-    """Mean of what was observed in the last `weeks` weeks; NaN where nothing was."""
+    """Mean of the observations of the last `weeks` weeks; NaN where there are none."""
     seen = np.isfinite(values).astype(np.float64)
-    return ratio(window(running(values), weeks), window(running(seen), weeks))
+    return ratio(window_sums(cumulative_sums(values), weeks), window_sums(cumulative_sums(seen), weeks))
 
 
 def window_deviation(values: Floats, weeks: int) -> Floats:
-    """Population standard deviation of what was observed in the last `weeks` weeks.
+    """Population standard deviation of the observations of the last `weeks` weeks.
 
-    Around each series' first value, which costs no accuracy: the deviation of a constant series is 0.
+    Values are shifted by the first one of their series, so that the deviation of a constant series is exactly 0.
     """
     first = np.argmax(np.isfinite(values), axis=1)
     centred = values - values[np.arange(len(values)), first][:, None]
@@ -66,9 +66,9 @@ def window_deviation(values: Floats, weeks: int) -> Floats:
 
 
 def paired(values: Floats) -> tuple[Floats, Floats]:
-    """This year's and last year's sales of the weeks observed in both years, [n, T] each, NaN elsewhere.
+    """Sales of the weeks that are observed this year and last year: this year's and last year's, [n, T], NaN elsewhere.
 
-    Growth is their ratio: a series that opens or closes changes the sales of its department, not its growth.
+    Growth is their ratio. A series that opens or closes changes the sales of its department but not its growth.
     """
     ago = np.full_like(values, np.nan)
     ago[:, SEASON:] = values[:, :-SEASON] if values.shape[1] > SEASON else values[:, :0]
@@ -76,8 +76,8 @@ def paired(values: Floats) -> tuple[Floats, Floats]:
     return np.where(both, values, np.nan), np.where(both, ago, np.nan)
 
 
-def pooled(values: Floats, groups: Ints) -> Floats:
-    """Sums over the series of each group, [groups, T]; NaN where none was observed."""
+def group_sums(values: Floats, groups: Ints) -> Floats:
+    """Sums over the series of each group, [groups, T]; NaN where none is observed."""
     count = int(groups.max()) + 1
     total, seen = np.zeros((count, values.shape[1])), np.zeros((count, values.shape[1]))
     np.add.at(total, groups, np.nan_to_num(values))
@@ -85,11 +85,11 @@ def pooled(values: Floats, groups: Ints) -> Floats:
     return np.where(seen > 0, total, np.nan)
 
 
-def filled(values: Floats) -> Floats:
-    """Gaps of a department's series [n, T] filled with their own level times the department's week; all from the past.
+def fill_gaps(values: Floats) -> Floats:
+    """Fill gaps in a department's series [n, T] with the level of the series times the department's index of the week.
 
-    Level: mean of the 52 weeks before. Week: sales over level of the series observed in it. NaN stays where a series
-    had no sales for 52 weeks.
+    Level: mean of the 52 weeks before. Index: total sales over total level of the series observed in the week. Nothing
+    later than the gap is used. NaN remains where a series has no sales for 52 weeks.
     """
     level = window_mean(values, SEASON)[:, :-1]
     both = np.isfinite(values) & np.isfinite(level)
@@ -100,7 +100,7 @@ def filled(values: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Denoised:
-    """Low-rank histories as each base week b saw them. Float32: this is the largest thing that is kept."""
+    """Low-rank reconstructions as of each base week b. Float32, since these are the largest arrays in memory."""
 
     around: NDArray[np.float32]  # [n, T + 1, H + 2]: weeks b - 53 .. b - 52 + H
     error: Floats  # [n, T + 1]: mean |y - V| of the last 52 weeks
@@ -108,10 +108,10 @@ class Denoised:
 
 
 def denoise(values: Floats, groups: Ints, horizon: int) -> Denoised:
-    """Rank-8 reconstruction of each department's (weeks x stores) matrix, refitted at every base week.
+    """Rank-8 reconstruction of each department's (weeks x stores) matrix, computed anew for every base week.
 
-    The truncated SVD is what won Kaggle's Walmart competition (Thornton 2014): what stores have in common stays, the
-    noise of one store's week does not. A department with at most RANK series keeps its sales, gaps filled.
+    A truncated SVD, as in the winning entry of Kaggle's Walmart competition (Thornton 2014): it keeps what stores have
+    in common and drops the noise of single stores. A department with at most RANK series keeps its sales, gaps filled.
     """
     n, weeks = values.shape
     out = Denoised(
@@ -129,19 +129,18 @@ def denoise(values: Floats, groups: Ints, horizon: int) -> Denoised:
 def _denoise_group(values: Floats, rows: Ints, out: Denoised) -> None:
     n, weeks = values.shape
     width = out.around.shape[2]
-    history = filled(values)
-    begun = (np.cumsum(np.isfinite(values), axis=1) > 0).sum(axis=0)  # series that have begun, by week
-    first = (
-        max(RANK, int(np.searchsorted(begun, RANK, "right"))) + 1
-    )  # base week from which on there is something to fit
+    history = fill_gaps(values)
+    started = (np.cumsum(np.isfinite(values), axis=1) > 0).sum(axis=0)  # number of series that have started, by week
+    # First base week with more than RANK series and weeks.
+    first = max(RANK, int(np.searchsorted(started, RANK, "right"))) + 1
     pad = np.full((n, SPAN), np.nan)
-    # [n, T + 1, SPAN]: place k of base week b is week b - SPAN + k
+    # [n, T + 1, SPAN]: element k of base week b is week b - SPAN + k
     past, actual = (sliding_window_view(np.hstack([pad, part]), SPAN, axis=1) for part in (history, values))
     for start in range(0, weeks + 1, BLOCK):
         bases = np.arange(start, min(start + BLOCK, weeks + 1))
         smooth = past[:, bases].copy()
         if bases[-1] >= first:
-            # Sums over weeks always begin at the block: their rounding, too, depends on nothing that comes later.
+            # Sums over weeks start at the block, so that even their rounding depends on nothing later.
             late = bases >= first
             rebuilt = np.where(np.isfinite(smooth), _reconstruct(np.nan_to_num(history), bases), np.nan)
             smooth[:, late] = rebuilt[:, late]
@@ -153,9 +152,9 @@ def _denoise_group(values: Floats, rows: Ints, out: Denoised) -> None:
 
 
 def _reconstruct(matrix: Floats, bases: Ints) -> Floats:
-    """[n, bases, SPAN]: the last weeks before each base week b in the best rank-8 approximation of matrix[:, :b].
+    """The last SPAN weeks before each base week b in the best rank-8 approximation of matrix[:, :b], [n, bases, SPAN].
 
-    From the eigenvectors of the smaller of its two Gram matrices.
+    Computed from the eigenvectors of the smaller of the two Gram matrices.
     """
     n, weeks = matrix.shape
     start = int(bases[0])

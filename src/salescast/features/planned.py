@@ -1,4 +1,4 @@
-"""Inputs planned ahead (promotions, opening days, prices ...): what each base week knew of them, and their effect."""
+"""Planned inputs (promotions, opening days, prices ...): what each base week knew of them, and their effects."""
 
 from dataclasses import dataclass
 
@@ -10,26 +10,26 @@ from numpy.typing import NDArray
 from salescast.features.history import Floats, Ints
 from salescast.schema import KEYS
 
-USUAL = 13  # known weeks that tell a usual number of open days
+USUAL = 13  # known weeks that determine the usual number of open days
 EVERY_DAY = 7.0
-BLOCK = 1000  # series at a time
-RIDGE = 10.0  # pseudo-observations of "no effect" per input, in units of its own variance
+BLOCK = 1000  # series computed at a time
+RIDGE = 10.0  # strength of the penalty: pseudo-observations of "no effect" for each input
 
 
 @dataclass(frozen=True)
-class Layers:
-    """Values of one table of plans, each with the base week from which on it is known.
+class PlanVersions:
+    """Planned values, each with the first base week that knows it.
 
-    Layer j holds the j-th version (by time) of a value; most plans have one. Later versions replace earlier ones
-    where they hold a value: a row of promotions alone says nothing of the opening days.
+    Version j holds the j-th value by time for a series and week; most plans have one. A later version replaces an
+    earlier one where it has a value: a row with promotions only leaves the opening days as they were.
     """
 
     names: tuple[str, ...]
-    values: NDArray[np.float32]  # [layers, P, n, W]
-    known: NDArray[np.int32]  # [layers, n, W]: first base week that may use it
+    values: NDArray[np.float32]  # [versions, P, n, W]
+    known: NDArray[np.int32]  # [versions, n, W]: first base week that may use it
 
     def at(self, rows: Ints, base: Ints, week: Ints) -> Floats:
-        """What base weeks knew of weeks: rows, base [m], week [m, K] -> [P, m, K]; NaN = nothing, or out of range."""
+        """Values of `week` [m, K] as known by `base` [m] for `rows` [m], [P, m, K]; NaN = unknown or out of range."""
         inside = (week >= 0) & (week < self.known.shape[2])
         place = rows[:, None], np.where(inside, week, 0)
         out = np.full((len(self.names), *week.shape), np.nan)
@@ -40,7 +40,7 @@ class Layers:
         return out
 
     def history(self, weeks: int) -> Floats:
-        """[P, n, weeks]: each week's value as it was known right after that week."""
+        """The value of each week as known right after it, [P, n, weeks]."""
         n = self.known.shape[1]
         out = np.full((len(self.names), n, weeks), np.nan)
         after = np.arange(1, weeks + 1)
@@ -49,13 +49,13 @@ class Layers:
         return out
 
 
-def layers(
+def plan_versions(
     plan: pl.DataFrame, names: tuple[str, ...], series: pl.DataFrame, first: np.datetime64, weeks: int
-) -> Layers:
-    """`plan` (store, dept or null for all, week, known_at or null for always, one column per name) by series.
+) -> PlanVersions:
+    """Arrange `plan` by series: store, dept (null = all), week, known_at (null = always), one column for each name.
 
-    `series` has the keys in row order; week 0 is `first`. Base week b starts six days before its date: a value is
-    known to it if `known_at` lies before that. A department's own row replaces the store's.
+    `series` has the keys in row order; week 0 is `first`. Base week b starts six days before its date and knows values
+    whose `known_at` is before that. A row of the department replaces that of the store.
     """
     general = plan.filter(pl.col("dept_id").is_null()).drop("dept_id").join(series, on="store_id")
     own = plan.filter(pl.col("dept_id").is_not_null()).join(series, on=list(KEYS))
@@ -73,23 +73,23 @@ def layers(
         .filter(pl.col("week").is_between(0, weeks - 1))
         .select(columns)
         .sort("own", "known")
-        .with_columns(pl.int_range(pl.len()).over("row", "week").alias("layer"))
+        .with_columns(pl.int_range(pl.len()).over("row", "week").alias("version"))
     )
-    depth = int(rows["layer"].max() or 0) + 1 if rows.height else 0  # type: ignore[arg-type]
+    depth = int(rows["version"].max() or 0) + 1 if rows.height else 0  # type: ignore[arg-type]
     values = np.full((depth, len(names), series.height, weeks), np.nan, dtype=np.float32)
     known_from = np.full((depth, series.height, weeks), np.iinfo(np.int32).max, dtype=np.int32)
-    place = tuple(rows[name].to_numpy() for name in ("layer", "row", "week"))
+    place = tuple(rows[name].to_numpy() for name in ("version", "row", "week"))
     known_from[place] = rows["known"].to_numpy()
     for i, name in enumerate(names):
         values[:, i][place] = rows[name].fill_null(np.nan).to_numpy()
-    return Layers(names, values, known_from)
+    return PlanVersions(names, values, known_from)
 
 
 def effects(history: Floats, sales: Floats) -> Floats:
-    """Effects of planned inputs on log sales, [T + 1, P], as each base week could estimate them.
+    """Effects of planned inputs on log sales, [T + 1, P], estimated from the weeks before each base week.
 
-    Ridge regression of log(y[w] / y[w-1]) on x[w] - x[w-1] over all series and all weeks before the base week; week
-    to week, so that levels, slow growth and the season hardly matter. A missing value is no change.
+    Ridge regression of log(y[w] / y[w-1]) on x[w] - x[w-1] over all series. Week-to-week differences remove most of
+    level, growth and season. A missing value counts as no change.
     """
     inputs, weeks = len(history), sales.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -109,10 +109,10 @@ def effects(history: Floats, sales: Floats) -> Floats:
 
 
 def usual_open_days(history: Floats) -> Floats:
-    """The usual number of open days as each base week has it, [n, T] -> [n, T + 1]; never NaN.
+    """The usual number of open days before each base week, [n, T] -> [n, T + 1]; never NaN.
 
-    The median of the last USUAL known numbers above 0; before the first known week that of the first ones, so that
-    weeks without a number are on the scale of those with one; EVERY_DAY where no number is known at all.
+    The median of the last USUAL known numbers above 0. Before the first known number it is the median of the first
+    ones, so that sales of weeks with and without a number have the same scale. EVERY_DAY where no number is known.
     """
     out = np.empty((len(history), history.shape[1] + 1))
     for start in range(0, len(history), BLOCK):
@@ -124,7 +124,7 @@ def _usual(history: Floats) -> Floats:
     n, weeks = history.shape
     count = np.zeros((n, weeks + 1), np.int64)  # known numbers before each base week
     np.cumsum(history > 0, axis=1, out=count[:, 1:])
-    numbers = np.full((n, USUAL - 1 + weeks), np.nan)  # of each series side by side
+    numbers = np.full((n, USUAL - 1 + weeks), np.nan)  # the known numbers of each series, without the gaps
     row, week = np.nonzero(history > 0)
     numbers[row, USUAL - 1 + count[row, week]] = history[row, week]
     last = np.sort(sliding_window_view(numbers, USUAL, axis=1), axis=2)  # [n, T, USUAL]: NaN last

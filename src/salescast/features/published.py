@@ -1,4 +1,4 @@
-"""The 22 published features (DESIGN: columns of sales_features and store_features)."""
+"""The 22 published features: the columns of `sales_features` and `store_features`, as Polars expressions."""
 
 from collections.abc import Callable
 from datetime import date
@@ -15,10 +15,10 @@ View = Callable[[Chunk], pl.DataFrame]
 
 
 def grid(sales: pl.DataFrame, upcoming: date) -> pl.DataFrame:
-    """Every week of every series, from its first observed one to `upcoming`: keys, week, `age`, sales.
+    """The weekly grid: every week of every series from its first observed one to `upcoming`. Keys, week, `age`, sales.
 
-    `sales` is sorted by keys and week (RAW_SALES). `age` counts weeks from 0 at the first one; weekly_sales is null
-    in gaps and in weeks not yet observed.
+    `sales` (RAW_SALES) is sorted by keys and week. `age` is the number of weeks since the first one; weekly_sales is
+    null in gaps and in weeks that are not yet observed.
     """
     first = sales.group_by(KEYS, maintain_order=True).agg(pl.col("week").min())
     every = first.with_columns(pl.date_ranges("week", pl.lit(upcoming), "7d")).explode("week")
@@ -28,14 +28,14 @@ def grid(sales: pl.DataFrame, upcoming: date) -> pl.DataFrame:
 
 
 def _lag(weeks_back: int) -> pl.Expr:
-    """Sales so many weeks ago in the same series, on the sorted grid; null before its first week."""
+    """Sales of the same series some weeks ago, on the sorted grid; null before its first week."""
     return pl.when(pl.col("age") >= weeks_back).then(pl.col(LABEL).shift(weeks_back))
 
 
 def _sales_expressions() -> list[pl.Expr]:
-    """The features made of earlier sales, in Float64; null when one of the sales they need is."""
+    """The features computed from earlier sales, in Float64; null when any of the sales they need is null."""
     one, two, three, four = (_lag(k) for k in (1, 2, 3, 4))
-    # Pairs first: the mean of four equal values is then exact, and their deviation exactly zero.
+    # Add pairs first: then the mean of four equal values is exact and their standard deviation exactly zero.
     mean = ((one + two) + (three + four)) / 4
     squares = sum(((lag - mean) ** 2 for lag in (two, three, four)), start=(one - mean) ** 2)
     return [
@@ -46,8 +46,8 @@ def _sales_expressions() -> list[pl.Expr]:
     ]
 
 
-def _calendar_columns(weeks_held: pl.Series, calendar: retail_calendar.Calendar) -> pl.DataFrame:
-    distinct = weeks_held.unique().sort()
+def _calendar_columns(weeks: pl.Series, calendar: retail_calendar.Calendar) -> pl.DataFrame:
+    distinct = weeks.unique().sort()
     return pl.DataFrame({"week": distinct, **retail_calendar.published(distinct.to_numpy(), calendar)})
 
 
@@ -57,7 +57,7 @@ def sales_features(
     """Keys, event_timestamp and SALES_FEATURES on the full weekly grid of every series, sorted.
 
     `sales` (RAW_SALES) and `store_weeks` (RAW_STORE_WEEKS) are sorted by keys and week. `upcoming` is the week after
-    the last one of the whole dataset; by default after the last one of `sales`.
+    the last one of the dataset; by default the week after the last one of `sales`.
     """
     known = store_weeks.with_columns(pl.col("week") + WEEK)
     rows = grid(sales, upcoming or _last(sales) + WEEK)
@@ -70,7 +70,7 @@ def sales_features(
 
 
 def store_features(sales: pl.DataFrame, stores: pl.DataFrame) -> pl.DataFrame:
-    """Keys, event_timestamp and STORE_FEATURES: one row for each series, dated at its first week."""
+    """Keys, event_timestamp and STORE_FEATURES: one row for each series, with the time of its first week."""
     first = sales.group_by(KEYS, maintain_order=True).agg(pl.col("week").min())
     return first.join(stores, on="store_id", how="left", maintain_order="left").select(
         *KEYS, timestamp(), *(pl.col(name).cast(dtype) for name, dtype in STORE_FEATURES.items())

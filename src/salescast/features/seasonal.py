@@ -1,8 +1,8 @@
-"""The seasonal view: primitives that the seasonal forecasts are made of, known before the week of their row.
+"""The seasonal view: the components of seasonal forecasts, each known before the week of its row.
 
-`prepare` reads the whole dataset once: dense histories, department and store sums, low-rank reconstructions for every
-base week. `rows` turns the series of some stores into rows, so that the table itself never has to fit into memory.
-Everything is linear in the number of series.
+`prepare` reads the dataset once and computes dense histories, sums by department and store, and low-rank
+reconstructions for every base week. `rows` computes the rows of some series, so the complete table never has to fit
+into memory. Time and memory are linear in the number of series.
 """
 
 from collections.abc import Callable
@@ -20,28 +20,29 @@ from salescast.features.history import (
     Denoised,
     Floats,
     Ints,
+    cumulative_sums,
     denoise,
+    group_sums,
     mean,
     paired,
-    pooled,
     ratio,
-    running,
-    window,
     window_deviation,
     window_mean,
+    window_sums,
 )
-from salescast.features.planned import Layers, effects, layers, usual_open_days
+from salescast.features.planned import PlanVersions, effects, plan_versions, usual_open_days
 from salescast.schema import KEYS, LABEL, SEASON, SEASONAL_FEATURES, TIMESTAMP, TIMESTAMP_TYPE, WINDOWS
 
 if TYPE_CHECKING:
     from salescast.data.dataset import Chunk, Raw
 
 
-# What compares years is null until last year's weeks before the target are known, too: from fewer it is mostly noise.
-LEAD_IN = 4  # weeks
+# Features that compare years are null in the first SEASON + LEAD_IN weeks: with less history before last year's target
+# week they are mostly noise.
+LEAD_IN = 4
 THIS_YEAR = ("scale", "deviation", "market_level", "recent", "level", "denoise_error")
-GROWTH_WINDOW = 13  # weeks that last year is compared with the year before it
-EFFECT_WINDOW = 13  # weeks that a planned input is compared with
+GROWTH_WINDOW = 13  # weeks over which last year is compared with the year before it
+EFFECT_WINDOW = 13  # recent weeks that a planned input is compared with
 WEEK = np.timedelta64(7, "D")
 
 
@@ -53,26 +54,26 @@ class Panel:
     first_week: np.datetime64
     horizon: int
     sales: Floats  # [n, T], per open day if there are opening days, NaN = not observed or closed
-    begins: Ints  # [n]: the first observed week
-    dept: Ints  # [n]: group of the series
+    begins: Ints  # [n]: first observed week
+    dept: Ints  # [n]: department of the series, 0, 1, ...
     store: Ints
     dept_sales: Floats  # [departments, T]
     store_sales: Floats
     growth: dict[str, tuple[Floats, Floats]]  # own, dept, store, total -> paired sales of both years
     denoised: Denoised
-    plan: Layers | None
+    plan: PlanVersions | None
     effect: Floats | None  # [T + 1, planned inputs]
-    open_days: int | None  # place of the opening days among the planned inputs
-    usual: Floats | None  # [n, T + 1]: the usual open days, which count where a week's are not known
+    open_days: int | None  # index of the opening days among the planned inputs
+    usual: Floats | None  # [n, T + 1]: the usual open days, for weeks whose open days are not known
 
 
 def prepare(
     sales: pl.DataFrame, plan: pl.DataFrame | None = None, horizon: int = 8, open_days: str | None = None
 ) -> Panel:
-    """Everything pooled over series, from `sales` (RAW_SALES) and `plan` (keys, week, known_at, planned inputs).
+    """Compute what needs all series, from `sales` (RAW_SALES) and `plan` (keys, week, known_at, planned inputs).
 
-    `open_days` names the planned input that counts a week's opening days. Raises UserError for no sales and for a
-    horizon out of 1..52.
+    `open_days` names the planned input with the number of open days. Raises UserError when there are no sales or the
+    horizon is not in 1..52.
     """
     if not 1 <= horizon <= SEASON:
         raise UserError(f"the horizon must be 1 to {SEASON} weeks, got {horizon}; give another one")
@@ -80,24 +81,25 @@ def prepare(
         raise UserError("there are no sales to make features of; generate or import data first")
     series = sales.select(KEYS).unique().sort(KEYS).with_row_index("row")
     first = sales["week"].to_numpy().min().astype("datetime64[D]")
-    place = sales.join(series, on=KEYS, how="left", maintain_order="left")
+    located = sales.join(series, on=KEYS, how="left", maintain_order="left")
     week = (sales["week"].to_numpy().astype("datetime64[D]") - first) // WEEK
     matrix = np.full((series.height, int(week.max()) + 1), np.nan)
-    matrix[place["row"].to_numpy(), week] = sales[LABEL].to_numpy()
+    matrix[located["row"].to_numpy(), week] = sales[LABEL].to_numpy()
     begins = np.argmax(np.isfinite(matrix), axis=1)
-    found, effect, at, usual = None, None, None, None
+    versions, effect, open_index, usual = None, None, None, None
     if plan is not None:
         names = tuple(name for name in plan.columns if name not in (*KEYS, "week", "known_at"))
-        found = layers(plan, names, series, first, matrix.shape[1] + horizon)
-        history = found.history(matrix.shape[1])
+        versions = plan_versions(plan, names, series, first, matrix.shape[1] + horizon)
+        history = versions.history(matrix.shape[1])
         if open_days is not None:
-            at = names.index(open_days)
-            usual = usual_open_days(history[at])
-            days = history[at] = np.where(np.isfinite(history[at]), history[at], usual[:, :-1])
+            open_index = names.index(open_days)
+            usual = usual_open_days(history[open_index])
+            known = history[open_index]
+            days = history[open_index] = np.where(np.isfinite(known), known, usual[:, :-1])
             matrix = np.where(days > 0, ratio(matrix, days), np.nan)
         effect = effects(history, matrix)
-        if at is not None:
-            effect[:, at] = 0.0  # sales are per open day already
+        if open_index is not None:
+            effect[:, open_index] = 0.0  # sales are already per open day
     dept, store = (series[key].rank("dense").cast(pl.Int64).to_numpy() - 1 for key in ("dept_id", "store_id"))
     now, ago = paired(matrix)
     total = np.zeros_like(dept)
@@ -109,17 +111,17 @@ def prepare(
         begins=begins,
         dept=dept,
         store=store,
-        dept_sales=pooled(matrix, dept),
-        store_sales=pooled(matrix, store),
+        dept_sales=group_sums(matrix, dept),
+        store_sales=group_sums(matrix, store),
         growth={"": (now, ago)}
         | {
-            name: (pooled(now, groups), pooled(ago, groups))
+            name: (group_sums(now, groups), group_sums(ago, groups))
             for name, groups in (("dept_", dept), ("store_", store), ("total_", total))
         },
         denoised=denoise(matrix, dept, horizon),
-        plan=found,
+        plan=versions,
         effect=effect,
-        open_days=at,
+        open_days=open_index,
         usual=usual,
     )
 
@@ -145,7 +147,7 @@ def view(raw: "Raw", horizon: int) -> "Callable[[Chunk], pl.DataFrame]":
 
 
 def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
-    """The rows of the chosen series (sorted), from the first observed week of each to the upcoming one."""
+    """The rows of the chosen series (sorted): from the first observed week of each one to the upcoming week."""
     weeks, horizon = panel.sales.shape[1], panel.horizon
     lengths = weeks + 1 - panel.begins[chosen]
     local = np.repeat(np.arange(len(chosen)), lengths)
@@ -154,7 +156,7 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
     ahead = base[:, None] + np.arange(horizon)
     around = base[:, None] - SEASON + np.arange(-1, horizon + 1)
     year_before, a_year_ago = around - SEASON, np.maximum(base - SEASON, 0)
-    around[around >= base[:, None]] = -1  # with a horizon of a whole season: the base week itself, which is not known
+    around[around >= base[:, None]] = -1  # with a horizon of 52 weeks it includes the base week, which is not known
     sales, dept, store = panel.sales[chosen], panel.dept[row], panel.store[row]
     columns: dict[str, Floats] = {
         "scale": window_mean(np.abs(sales), SEASON)[local, base],
@@ -176,13 +178,13 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
         "store_before": _windows(panel.store_sales, store, base - SEASON),
     }
     groups = {"": local, "dept_": dept, "store_": store, "total_": np.zeros_like(row)}
-    whole = base >= 2 * SEASON + GROWTH_WINDOW
+    two_years = base >= 2 * SEASON + GROWTH_WINDOW
     for name, group in groups.items():
         for year, pairs in zip(("now", "ago"), panel.growth[name], strict=True):
             values = pairs[chosen] if name == "" else pairs
             columns[f"{name}growth_{year}"] = _windows(values, group, base)
             before = window_mean(values, GROWTH_WINDOW)[group, a_year_ago]
-            columns[f"{name}growth_before_{year}"] = np.where(whole, before, np.nan)
+            columns[f"{name}growth_before_{year}"] = np.where(two_years, before, np.nan)
     columns |= _naive_errors(panel, row, base, columns)
     for name, values in columns.items():
         if name not in THIS_YEAR:
@@ -213,7 +215,7 @@ def _at(values: Floats, row: Ints, week: Ints) -> Floats:
 
 
 def _windows(values: Floats, row: Ints, base: Ints) -> Floats:
-    """Mean of the observed weeks before each base week, [m, WINDOWS]; NaN where none, or before the first week."""
+    """Mean of the observed weeks before each base week, [m, WINDOWS]; NaN where there are none."""
     inside = np.maximum(base, 0)
     return np.stack([window_mean(values, weeks)[row, inside] for weeks in WINDOWS], axis=1)
 
@@ -222,11 +224,11 @@ def _market(panel: Panel) -> Floats:
     """[T + 1]: mean |y| over all series and the last 52 weeks."""
     seen = np.isfinite(panel.sales)
     sums = (np.where(seen, part, 0.0).sum(axis=0, keepdims=True) for part in (np.abs(panel.sales), np.ones(seen.shape)))
-    return np.asarray(ratio(*(window(running(part), SEASON) for part in sums))[0])
+    return np.asarray(ratio(*(window_sums(cumulative_sums(part), SEASON) for part in sums))[0])
 
 
 def _naive_errors(panel: Panel, row: Ints, base: Ints, columns: dict[str, Floats]) -> dict[str, Floats]:
-    """How far 13-week growth times last year's reconstruction was off in the last weeks."""
+    """Recent errors of the seasonal naive forecast: 13-week growth times last year's reconstruction."""
     place = WINDOWS.index(EFFECT_WINDOW)
     growth = ratio(columns["growth_now"][:, place], columns["growth_ago"][:, place])
     growth = np.where(growth > 0, np.clip(growth, 0.3, 3.0), 1.0)
@@ -235,10 +237,10 @@ def _naive_errors(panel: Panel, row: Ints, base: Ints, columns: dict[str, Floats
     return {"naive_error": mean(np.abs(error)), "naive_bias": mean(error[:, -4:])}
 
 
-def _plan_at(panel: Panel, plan: Layers, row: Ints, base: Ints, week: Ints) -> Floats:
-    """What base weeks know of the plan of weeks [m, K], [P, m, K]; opening days that they do not know are the usual.
+def _plan_at(panel: Panel, plan: PlanVersions, row: Ints, base: Ints, week: Ints) -> Floats:
+    """The plan of `week` [m, K] as known in base weeks, [P, m, K]; unknown opening days are the usual ones.
 
-    A store whose known opening days of the last weeks were all 0 is taken to stay closed.
+    A store whose known opening days of the last weeks are all 0 is assumed to stay closed.
     """
     values = plan.at(row, base, week)
     if panel.open_days is not None and panel.usual is not None:
@@ -251,11 +253,11 @@ def _plan_at(panel: Panel, plan: Layers, row: Ints, base: Ints, week: Ints) -> F
 
 
 def _planned_columns(panel: Panel, row: Ints, base: Ints, ahead: Ints) -> dict[str, Floats]:
-    """What each base week knows of the planned inputs, over the horizon, last year and in the recent weeks.
+    """Planned inputs as known in each base week: over the horizon, last year, and in the recent weeks.
 
-    `planned__effect`: log of how much the plan lifts last year's seasonal pattern, by the estimated effects;
-    `planned__effect_before`: how much last year's plan lifted the pattern of the year before it;
-    `planned__level_effect`: the same for the level of the last 13 weeks; `planned__open_days`: opening days.
+    `planned__effect`: estimated effect (log) of the plan compared with last year's plan;
+    `planned__effect_before`: of last year's plan compared with the plan of the year before it;
+    `planned__level_effect`: of the plan compared with the last 13 weeks; `planned__open_days`: opening days.
     """
     if panel.plan is None or panel.effect is None:
         return {}

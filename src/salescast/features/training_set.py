@@ -1,22 +1,17 @@
-"""The training set on disk: write it complete or not at all, and scan it."""
+"""The training set on disk: write its parts, check that it is complete, scan it."""
 
-import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Final
 
 import polars as pl
 import pyarrow as pa
 
 from feast_asof.parquet import FileWriter
-from salescast import schema
 from salescast.errors import UserError
-from salescast.runtime import parquet
+from salescast.runtime import checksums, parquet
+from salescast.schema import KEYS
 
-if TYPE_CHECKING:
-    pass
-
-
-logger = logging.getLogger(__name__)
+DONE: Final = "_SUCCESS"  # checksums of a training set's parts
 
 
 def scan(folder: Path) -> pl.LazyFrame:
@@ -27,25 +22,13 @@ def scan(folder: Path) -> pl.LazyFrame:
     return pl.scan_parquet(parts, hive_partitioning=False)
 
 
-logger = logging.getLogger(__name__)
-DONE = "_SUCCESS"  # digests of a training set's parts
-
-
 def is_complete(training: Path) -> bool:
-    """True if a training set is there, complete and unchanged."""
+    """Whether the folder holds a training set that is complete and unchanged."""
     parts = sorted(training.glob("part-*.parquet"))
-    return bool(parts) and parquet.sealed(parts, training / DONE) is not None
+    return bool(parts) and checksums.verified(parts, training / DONE) is not None
 
 
 def write_training_set(table: pa.Table, path: Path, group_rows: int = 32_768) -> None:
-    """Write rows sorted by keys in row groups of about `group_rows` that never cut a series in two."""
-    keys = pl.DataFrame(table.select(list(schema.KEYS)))
-    starts = keys.select(pl.struct(schema.KEYS).rle_id()).to_series().to_numpy()
+    """Write rows sorted by keys as one part, in row groups of about `group_rows` rows that never cut a series."""
     with FileWriter(path, table.schema, compression="zstd") as writer:
-        begin = 0
-        while begin < len(starts):
-            end = min(begin + group_rows, len(starts))
-            while end < len(starts) and starts[end] == starts[end - 1]:
-                end += 1
-            writer.write_table(table.slice(begin, end - begin), row_group_size=end - begin)
-            begin = end
+        parquet.write_series(writer, table, KEYS, group_rows)

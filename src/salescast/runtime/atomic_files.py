@@ -1,6 +1,5 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic files and folders: they appear complete or not at all."""
 
-import hashlib
 import shutil
 import time
 import uuid
@@ -11,20 +10,14 @@ from typing import Final
 
 from feast_asof import replace
 
-PARTIAL: Final = ".partial"  # ends the name of what is being written
-STALE: Final = 86_400.0  # seconds after which nobody writes it any more
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file's bytes. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+PARTIAL: Final = ".partial"  # suffix of files and folders that are being written
+STALE: Final = 86_400.0  # seconds after which they count as abandoned
 
 
 def sweep(root: Path) -> None:
-    """Clear up after killed writers under `root`: put back what they moved aside, remove what they left unfinished.
+    """Clean up after killed writers under `root`.
 
-    The latter when it is so old that nobody can still be writing it.
+    Folders that they moved aside are put back; unfinished files and folders are removed once they are STALE.
     """
     for path in root.rglob(f".*{replace.ASIDE}"):
         target = path.with_name(path.name.removesuffix(replace.ASIDE)[1:])
@@ -39,19 +32,19 @@ def sweep(root: Path) -> None:
                 path.unlink()
 
 
-def _beside(path: Path) -> Path:
-    """A new name for what will take the place of `path`; made without it, it gets the rights that the umask leaves."""
+def _temporary_name(path: Path) -> Path:
+    """A temporary name beside `path`. Unlike `tempfile`, the caller creates it, with the permissions of the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; at a clean exit it is synced and takes the place of `path`.
+    """Yield a temporary path; at a clean exit the file is synced and replaces `path`.
 
-    On an error nothing of the attempt remains and an earlier `path` is untouched.
+    After an error the temporary file is removed and `path` is unchanged.
     """
-    temporary = _beside(path)
+    temporary = _temporary_name(path)
     try:
         temporary.touch(exist_ok=False)
         yield temporary
@@ -64,12 +57,12 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_dir(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; at a clean exit it takes the place of `path`, in one step.
+    """Yield a temporary folder; at a clean exit it is synced and replaces `path` in one step.
 
-    Where the file system cannot swap folders, the earlier one is moved aside first: a kill between the two renames
-    then leaves no `path`, until the next writer or `sweep` puts it back.
+    On a file system that cannot swap folders, the earlier one is moved aside first. A kill between the two renames
+    then leaves no `path` until the next writer or `sweep` puts the earlier folder back.
     """
-    temporary = _beside(path)
+    temporary = _temporary_name(path)
     replace.heal(path)
     try:
         temporary.mkdir()

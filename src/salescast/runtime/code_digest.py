@@ -1,7 +1,7 @@
-"""Digests of the code that decides a result: part of every cache key, so that no result outlives a change of it.
+"""Digests of the code behind a result. They are part of every cache key, so a result is made again after a change.
 
-Which modules those are follows from the imports of the stage that makes the result. Comments, docstrings and layout do
-not count. Importing this module loads no framework.
+The modules of a stage are found by following imports from its entry points. Comments, docstrings and layout do not
+count. Importing this module loads no framework.
 """
 
 import ast
@@ -13,54 +13,63 @@ from pathlib import Path
 from typing import Final
 
 SOURCE: Final = Path(__file__).parents[2]
+# Entry points of the stages: modules from which imports are followed.
 FEATURES: Final = ("salescast.features.build",)
 RETRIEVAL: Final = ("salescast.feature_store.retrieval", "feast_asof.store", "feast_asof.ray_engine")
 TRAINING: Final = ("salescast.training.main",)
 LIBRARIES: Final = ("torch", "numpy", "polars", "holidays")
-# Imported by those stages, but nothing in a result depends on them: messages, files, settings (their values are in the
-# keys themselves), what is reported and recorded. Demo data have a digest of their own.
-ASIDE: Final = {
-    "salescast", *(
-        f"salescast.{module}"
-        for module in (
-            "config", "errors", "workdir", "runtime.atomic_files", "runtime.code_digest", "runtime.lock",
-            "runtime.parquet", "runtime.processes", "runtime.progress", "data.demo", "data.validation",
-            "features.contracts", "model.config", "model.recipe", "training.checkpoint", "training.plan",
-            "tracking.journal", "tracking.mlflow", "tracking.run_record",
-        )
-    ),
-}  # fmt: skip
+# Packages and modules that these stages import but that change no result: files, messages, what is recorded; settings,
+# whose values are in the cache keys themselves; demo data, whose digest is that of the content.
+EXCLUDED: Final = (
+    "salescast.runtime",
+    "salescast.tracking",
+    "salescast.config",
+    "salescast.errors",
+    "salescast.workdir",
+    "salescast.data.demo",
+    "salescast.data.validation",
+    "salescast.features.contracts",
+    "salescast.model.config",
+    "salescast.model.recipe",
+    "salescast.training.checkpoint",
+    "salescast.training.plan",
+)
 
 
 @cache
 def digest(roots: tuple[str, ...], source: Path = SOURCE) -> str:
-    """sha256 over the modules that `roots` import, directly or not, and the versions of LIBRARIES.
+    """SHA-256 of the modules that `roots` import, directly or indirectly, and of the versions of LIBRARIES.
 
-    `source` is the folder of the packages. Raises OSError when the source is not there.
+    `source` is the folder of the packages. Raises OSError when it is not there.
     """
     content = hashlib.sha256()
     for name in sorted(closure(roots, source)):
-        content.update(f"{name}\0{_meaning(_path(name, source))}\0".encode())
+        content.update(f"{name}\0{_syntax(_path(name, source))}\0".encode())
     for library in LIBRARIES:
         content.update(f"{library}=={version(library)}\0".encode())
     return content.hexdigest()
 
 
-def whole() -> str:
-    """The digest of all code from a dataset to a bundle, for a run's record."""
+def all_stages() -> str:
+    """The digest of all code from a dataset to a bundle, for the run record."""
     return digest((*FEATURES, *RETRIEVAL, *TRAINING))
 
 
 def closure(roots: tuple[str, ...], source: Path = SOURCE) -> set[str]:
-    """The modules that decide what `roots` make: they and what they import, without ASIDE."""
-    found: set[str] = set()
-    waiting = list(roots)
-    while waiting:
-        name = waiting.pop()
-        if name not in found and name not in ASIDE:
-            found.add(name)
-            waiting += _imported(_path(name, source), source)
-    return found
+    """`roots` and the modules that they import, directly or indirectly, without those of EXCLUDED."""
+    modules: set[str] = set()
+    queue = list(roots)
+    while queue:
+        name = queue.pop()
+        if name not in modules and not _is_excluded(name):
+            modules.add(name)
+            queue += _imported(_path(name, source), source)
+    return modules
+
+
+def _is_excluded(name: str) -> bool:
+    # salescast/__init__.py loads the public API, and with it every stage.
+    return name == "salescast" or f"{name}.".startswith(tuple(f"{excluded}." for excluded in EXCLUDED))
 
 
 def _path(name: str, source: Path) -> Path:
@@ -69,7 +78,7 @@ def _path(name: str, source: Path) -> Path:
 
 
 def _imported(path: Path, source: Path) -> Iterator[str]:
-    """The modules of `source` that a file imports, also inside functions."""
+    """The modules of `source` that a file imports, including imports inside functions."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -79,7 +88,7 @@ def _imported(path: Path, source: Path) -> Iterator[str]:
         yield from (name for name in names if _path(name, source).is_file())
 
 
-def _meaning(path: Path) -> str:
+def _syntax(path: Path) -> str:
     """The file's syntax tree without docstrings."""
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):

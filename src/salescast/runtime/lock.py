@@ -1,4 +1,4 @@
-"""One writer at a time in a workdir."""
+"""The lock of a workdir: one writer at a time."""
 
 import fcntl
 import os
@@ -12,10 +12,10 @@ from salescast.runtime.atomic_files import sweep
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Hold the workdir, and clear away what killed writers left in it.
+    """Hold the workdir's lock, and clean up after writers that were killed.
 
-    The lock belongs to the process: the kernel drops it however the process ends.
-    Raises UserError when another process holds it, or the folder cannot be made or written.
+    The kernel releases the lock when the process ends, in whatever way.
+    Raises UserError when another process holds it, or the folder cannot be created or written.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)

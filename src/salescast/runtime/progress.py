@@ -1,4 +1,4 @@
-"""Signs of life of what takes longer than a moment, on stderr."""
+"""Progress of long work on stderr: a bar with a rate, and messages while waiting."""
 
 import sys
 import time
@@ -12,17 +12,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-EVERY: Final = 15.0  # seconds between two lines where there is no terminal
+EVERY: Final = 15.0  # seconds between two lines when stderr is not a terminal
 
 
-class Part(Protocol):
-    """Some stores' share of a dataset."""
+class HasSales(Protocol):
+    """A chunk of a dataset."""
 
     @property
     def sales(self) -> pl.DataFrame: ...
 
 
-Chunk = TypeVar("Chunk", bound=Part)
+Chunk = TypeVar("Chunk", bound=HasSales)
 
 
 class _Rate(ProgressColumn):
@@ -30,8 +30,8 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:,.0f} rows/s" if task.speed else "")
 
 
-def counted(chunks: Iterable[Chunk], title: str, rows: int) -> Iterator[Chunk]:
-    """The chunks; while somebody watches, their rows of sales are counted on stderr as they are worked on."""
+def track_rows(chunks: Iterable[Chunk], title: str, rows: int) -> Iterator[Chunk]:
+    """Yield the chunks; on a terminal, show a bar of the sales rows done, out of `rows`."""
     if not sys.stderr.isatty():
         yield from chunks
         return
@@ -45,26 +45,26 @@ def counted(chunks: Iterable[Chunk], title: str, rows: int) -> Iterator[Chunk]:
 
 @contextmanager
 def waiting(title: str, clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[str], None]]:
-    """Yields a function that is called again and again with what the other side is doing, for as long as it takes.
+    """Yield a function to call repeatedly, while waiting, with the current activity of the other side.
 
-    On a terminal that is a spinner with the seconds so far, elsewhere a line every `EVERY` seconds.
+    A terminal shows a spinner with the seconds so far; elsewhere a line is written every `EVERY` seconds.
     """
     start = clock()
     if sys.stderr.isatty():
         with Console(stderr=True).status(escape(title)) as status:
-            yield lambda doing: status.update(escape(_line(title, clock() - start, doing)))
+            yield lambda activity: status.update(escape(_line(title, clock() - start, activity)))
         return
-    told = start
+    last = start
 
-    def tell(doing: str) -> None:
-        nonlocal told
-        if clock() - told >= EVERY:
-            told = clock()
-            sys.stderr.write(f"{_line(title, told - start, doing)} ...\n")
+    def notify(activity: str) -> None:
+        nonlocal last
+        if clock() - last >= EVERY:
+            last = clock()
+            sys.stderr.write(f"{_line(title, last - start, activity)} ...\n")
             sys.stderr.flush()
 
-    yield tell
+    yield notify
 
 
-def _line(title: str, seconds: float, doing: str) -> str:
-    return f"{title}, {seconds:.0f} s: {doing[:80]}"
+def _line(title: str, seconds: float, activity: str) -> str:
+    return f"{title}, {seconds:.0f} s: {activity[:80]}"

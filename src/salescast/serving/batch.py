@@ -10,7 +10,7 @@ from salescast.data import tables
 from salescast.errors import UserError
 from salescast.model import bundle
 from salescast.model.bundle import Bundle
-from salescast.runtime import parquet
+from salescast.runtime import checksums, parquet
 from salescast.schema import KEYS, LABEL, MEDIAN, TIMESTAMP, level_name
 from salescast.tracking import champion
 from salescast.workdir import Workdir
@@ -26,7 +26,7 @@ def upcoming(workdir: Workdir, pair: tuple[int, int] | None = None) -> pl.DataFr
     path = workdir.data / schema.UPCOMING
     if not path.is_file():
         raise UserError(f"{path} is missing; run `salescast features` first")
-    if parquet.sealed([path], workdir.data / parquet.LISTING) is None:
+    if checksums.verified([path], workdir.data / checksums.FEATURES) is None:
         raise UserError(f"{path} was changed or damaged; run `salescast features` again")
     ours = [] if pair is None else [pl.col(key) == value for key, value in zip(KEYS, pair, strict=True)]
     return pl.scan_parquet(path).filter(*ours).collect()

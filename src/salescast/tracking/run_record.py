@@ -14,7 +14,8 @@ from salescast.config import settings
 from salescast.errors import UserError
 from salescast.model.config import TrainConfig
 from salescast.runtime import code_digest
-from salescast.runtime.atomic_files import replace_file, sha256
+from salescast.runtime.atomic_files import replace_file
+from salescast.runtime.checksums import sha256
 
 FOLDER: Final = "record"
 NAME: Final = "record.json"
@@ -75,7 +76,7 @@ def collect(
         constraints_digest=constraints_digest(),
         python=platform.python_version(),
         hardware=hardware(),
-        code_digest=code_digest.whole(),
+        code_digest=code_digest.all_stages(),
     )
 
 

@@ -106,8 +106,6 @@ def test_a_null_value_is_not_replaced_by_an_older_one(repo: Any, customer: Entit
 
 
 def test_time_zones_are_instants(repo: Any, customer: Entity) -> None:
-    import pandera.polars  # noqa: F401 - with it imported, pa.array() ignores the zones of datetimes
-
     york = ZoneInfo("America/New_York")
     before, during = datetime(2024, 3, 10, 1, 59, tzinfo=york), datetime(2024, 3, 10, 3, 1, tzinfo=york)
     table = source([(1, before.astimezone(UTC), 1), (1, during.astimezone(UTC), 2)])

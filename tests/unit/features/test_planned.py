@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from salescast import retail_calendar
-from salescast.features.planned import effects, layers, usual_open_days
+from salescast.features.planned import effects, plan_versions, usual_open_days
 from salescast.features.seasonal import seasonal_features
 from salescast.model import inputs
 from salescast.schema import KEYS, RAW_SALES, TIMESTAMP, TRAINING_SERVICE_SEASONAL
@@ -35,7 +35,7 @@ def plan(rows: list[tuple[int, int | None, int, datetime | None, float | None]])
 
 
 def known_to(table: pl.DataFrame, row: int, base: int, target: int) -> float | None:
-    found = layers(table, ("Promo",), SERIES, np.datetime64(FIRST), 20)
+    found = plan_versions(table, ("Promo",), SERIES, np.datetime64(FIRST), 20)
     value = found.at(np.array([row]), np.array([base]), np.array([[target]]))[0, 0, 0]
     return None if np.isnan(value) else float(value)
 
@@ -58,7 +58,7 @@ def test_a_row_without_a_value_leaves_that_of_an_earlier_row() -> None:
     at = datetime(2010, 2, 5, tzinfo=UTC) + timedelta(weeks=3)
     table = plan([(1, None, 9, None, 3.0), (1, 2, 9, None, None), (1, 1, 9, at, None)])
     assert [known_to(table, row, 8, 9) for row in (0, 1)] == [3.0, 3.0]
-    found = layers(table, ("Promo",), SERIES, np.datetime64(FIRST), 20)
+    found = plan_versions(table, ("Promo",), SERIES, np.datetime64(FIRST), 20)
     assert found.history(20)[0, :2, 9].tolist() == [3.0, 3.0]
 
 

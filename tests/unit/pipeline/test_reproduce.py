@@ -14,7 +14,7 @@ from salescast.errors import UserError
 from salescast.feature_store import repo, retrieval
 from salescast.model.config import TrainConfig
 from salescast.pipeline import reproduce, stages
-from salescast.runtime.atomic_files import sha256
+from salescast.runtime.checksums import sha256
 from salescast.tracking import journal
 from salescast.tracking.run_record import Record
 from salescast.training.main import run_plan

@@ -58,27 +58,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         parquet.read(tmp_path / "none.parquet", "run it")
 
 
-def test_a_sealed_set_is_whole_or_in_doubt(tmp_path: Path) -> None:
-    paths = [tmp_path / "a", tmp_path / "b"]
-    for path in paths:
-        path.write_bytes(path.name.encode())
-    listing = tmp_path / "list.json"
-    assert parquet.sealed(paths, listing) is None
-    parquet.seal(paths, listing)
-    digests = parquet.sealed(paths, listing)
-    assert digests and set(digests) == {"a", "b"}
-    paths[0].write_bytes(b"A")
-    assert parquet.sealed(paths, listing) is None
-    assert parquet.sealed(paths[1:], listing) == {"b": digests["b"]}
-    parquet.seal(paths[:1], listing)
-    assert parquet.sealed(paths, listing) is not None
-    paths[1].unlink()
-    assert parquet.sealed(paths, listing) is None
-    for content in ("", "[]", "{"):
-        listing.write_text(content)
-        assert parquet.sealed(paths[:1], listing) is None
-
-
 def test_metadata_that_is_no_text_is_damage(tmp_path: Path) -> None:
     """Polars panics at it."""
     path = tmp_path / "a.parquet"

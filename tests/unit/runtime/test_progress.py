@@ -1,4 +1,4 @@
-"""Who watches sees a bar with a rate, and that something is waited for; a file or a pipe gets few lines or none."""
+"""Progress on stderr: bars and spinners on a terminal, few lines or none in a file or a pipe."""
 
 import os
 import pty
@@ -13,9 +13,9 @@ SCRIPT = """
 import time
 from types import SimpleNamespace
 import polars as pl
-from salescast.runtime.progress import counted
+from salescast.runtime.progress import track_rows
 parts = [SimpleNamespace(sales=pl.DataFrame({"store_id": range(500)})) for _ in range(4)]
-for part in counted(iter(parts), "features", 2000):
+for part in track_rows(iter(parts), "features", 2000):
     time.sleep(0.15)
     print(part.sales.height)
 """
@@ -42,12 +42,12 @@ def on_a_terminal(script: str) -> bytes:
     return seen
 
 
-def test_a_terminal_sees_a_rate() -> None:
+def test_a_terminal_shows_a_rate() -> None:
     seen = on_a_terminal(SCRIPT)
     assert b"features" in seen and b"rows/s" in seen
 
 
-def test_a_pipe_sees_nothing() -> None:
+def test_a_pipe_gets_nothing() -> None:
     ours, theirs = os.pipe()
     assert run(theirs).split() == ["500"] * 4
     os.close(theirs)
@@ -55,25 +55,25 @@ def test_a_pipe_sees_nothing() -> None:
     os.close(ours)
 
 
-def test_without_a_terminal_a_wait_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_waiting_writes_a_line_at_intervals(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
-    with progress.waiting("waiting for the server", lambda: now) as tell:
+    with progress.waiting("waiting for the server", lambda: now) as notify:
         for step in range(41):
             now = float(step)
-            tell("loading libraries" if step < 20 else "loading [the] model")
+            notify("loading libraries" if step < 20 else "loading [the] model")
     assert capsys.readouterr().err.splitlines() == [
         "waiting for the server, 15 s: loading libraries ...",
         "waiting for the server, 30 s: loading [the] model ...",
     ]
 
 
-def test_a_terminal_sees_that_something_is_waited_for() -> None:
+def test_a_terminal_shows_what_is_waited_for() -> None:
     script = """
 import time
 from salescast.runtime.progress import waiting
-with waiting("waiting for the server") as tell:
+with waiting("waiting for the server") as notify:
     for _ in range(5):
-        tell("loading [the] model")
+        notify("loading [the] model")
         time.sleep(0.15)
 """
     assert b"waiting for the server, 0 s: loading [the] model" in on_a_terminal(script)
