@@ -1,4 +1,4 @@
-"""Metrics against plain loops; cutoffs; importance of what a model does and does not use."""
+"""Metrics against plain loops, cutoffs, and permutation importance."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ value = st.floats(-1e4, 1e5, allow_nan=False)
 row = st.tuples(st.integers(1, 3), st.sampled_from(["a", "b"]), st.none() | value, value, value, value, st.booleans())
 
 
-def frame_of(rows: list[tuple]) -> pl.DataFrame:
+def frame(rows: list[tuple]) -> pl.DataFrame:
     columns = ["store_id", "model", "y", "yhat", "p10", "p90", "is_holiday"]
     frame = pl.DataFrame(rows, schema=columns, orient="row", schema_overrides={"y": pl.Float64})
     return frame.with_columns(dept_id=pl.lit(1), cutoff=pl.lit(CUTOFF), horizon=pl.lit(1), week=pl.lit(CUTOFF))
@@ -36,7 +36,7 @@ def pinball_loss(y: float, q: float, tau: float) -> float:
 
 @given(st.lists(row, min_size=1, max_size=30))
 def test_every_metric_is_what_a_loop_over_the_rows_gives(rows: list[tuple]) -> None:
-    table = metrics.scores(frame_of(rows))
+    table = metrics.scores(frame(rows))
     for model in {r[1] for r in rows if r[2] is not None}:
         mine = [r for r in rows if r[1] == model and r[2] is not None]
         total = sum(abs(r[2]) for r in mine)
@@ -72,9 +72,7 @@ def test_scaled_errors_are_averaged_over_series_not_pooled() -> None:
         assert mine["mae_scale"].item() == pytest.approx(np.mean(np.abs(errors)))
         assert mine["mse_scale"].item() == pytest.approx(np.mean(np.square(errors)))
     rows = [(1, "m", 100.0, 103.0, 0.0, 1.0, False), (10, "m", 1000.0, 1010.0, 0.0, 1.0, False)]
-    table = metrics.scores(
-        frame_of(rows).join(scales.cast({"dept_id": pl.Int32}), on=["store_id", "dept_id", "cutoff"])
-    )
+    table = metrics.scores(frame(rows).join(scales.cast({"dept_id": pl.Int32}), on=["store_id", "dept_id", "cutoff"]))
     mase = [
         3.0 / scales["mae_scale"][i] if s == 1 else 10.0 / scales["mae_scale"][i]
         for i, s in enumerate(scales["store_id"])
