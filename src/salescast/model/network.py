@@ -168,7 +168,7 @@ class QuantileMLP(nn.Module):
         for weight, norm in zip(self.weights, self.norms, strict=True):
             h = self._dropped(norm(h @ weight)).relu_()
         layers = zip(self.biases, (h, inputs), self.heads, strict=False)
-        out = torch.stack([torch.addmm(bias, values, head) for bias, values, head in layers], dim=1).float()
+        out = torch.stack([torch.addmm(bias, values, head) for bias, values, head in layers]).transpose(0, 1).float()
         with torch.autocast(out.device.type, enabled=False):  # bf16 is too coarse for sums of quantile steps
             return torch.where(self.median_only, out, softplus(out)) @ self.steps
 

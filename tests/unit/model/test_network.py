@@ -61,7 +61,7 @@ def test_quantiles_never_cross_whatever_the_weights_and_inputs(seed: int) -> Non
 def test_an_untrained_network_forecasts_the_anchor() -> None:
     quantiles = network().eval()(*samples(20))
     assert (quantiles[:, :, 2] == 0).all()
-    assert torch.allclose(quantiles.diff(dim=2), torch.full((20, 4, 4), 0.0486), atol=1e-4)
+    assert torch.allclose(quantiles.diff(dim=2), torch.full((20, 2, 4), 0.0486), atol=1e-4)
 
 
 def test_quantiles_are_the_median_and_cumulative_steps() -> None:
