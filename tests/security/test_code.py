@@ -109,7 +109,9 @@ def test_a_bundle_with_code_in_it_is_refused_and_the_code_not_run(folder: Path, 
     del described["seal"]  # as bundles of an earlier version
     described["files"][bundle.FINAL] = hashlib.sha256(content).hexdigest()  # whoever can write one file writes both
     (evil / bundle.METADATA).write_text(json.dumps(described))
-    with pytest.raises(UserError, match=r"bundle .* cannot be used: UnpicklingError: .*; train again") as refused:
+    with pytest.raises(
+        UserError, match=r"bundle .* cannot be used: UnpicklingError: .*; run `salescast train`"
+    ) as refused:
         bundle.load(evil)
     assert "\n" not in str(refused.value)
     assert not marker.exists()

@@ -8,10 +8,10 @@ from typing import Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from salescast import schema
 from salescast.features.contracts import COLUMNS
+from salescast.features.history import Ints
 from salescast.schema import KEYS, TIMESTAMP
 
 BINS: Final = 10
@@ -37,22 +37,19 @@ def stability(expected: pl.Series, actual: pl.Series) -> float:
     return float(((a - e) * np.log(a / e)).sum())
 
 
-Bins = NDArray[np.int64]
-
-
-def _number_bins(expected: pl.Series, actual: pl.Series) -> tuple[int, Bins, Bins]:
+def _number_bins(expected: pl.Series, actual: pl.Series) -> tuple[int, Ints, Ints]:
     """The number of bins, and the bin of each value."""
     known = expected.drop_nulls().cast(pl.Float64).to_numpy()
     edges = np.unique(np.quantile(known, np.arange(1, BINS) / BINS)) if len(known) else known
 
-    def binned(values: pl.Series) -> Bins:
+    def binned(values: pl.Series) -> Ints:
         at = np.searchsorted(edges, values.cast(pl.Float64).fill_null(math.nan).to_numpy())
         return np.where(values.is_null().to_numpy(), len(edges) + 1, at)
 
     return len(edges) + 2, binned(expected), binned(actual)
 
 
-def _text_bins(expected: pl.Series, actual: pl.Series) -> tuple[int, Bins, Bins]:
+def _text_bins(expected: pl.Series, actual: pl.Series) -> tuple[int, Ints, Ints]:
     number = {name: place for place, name in enumerate(expected.unique().to_list())}
     unseen = len(number)
     old, new = (np.array([number.get(name, unseen) for name in values], np.int64) for values in (expected, actual))

@@ -11,11 +11,9 @@ from typing import Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from salescast.errors import UserError
-
-Floats = NDArray[np.float64]
+from salescast.features.history import Floats
 
 LEVELS: Final = ("store", "region", "total")
 NEIGHBOURS: Final = 2  # also use the errors of this many horizons on both sides: there are few base weeks

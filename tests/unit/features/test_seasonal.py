@@ -469,7 +469,7 @@ def test_another_country_has_its_own_holidays_and_follows_them() -> None:
 
 def test_lists_too_short_for_the_horizon() -> None:
     frame = with_store(seasonal_features(sales_of({(1, 0): [10.0, 20.0, 30.0]}), horizon=2))
-    with pytest.raises(UserError, match="build the features for a longer horizon"):
+    with pytest.raises(UserError, match="run `salescast features` with a longer --horizon"):
         built(frame, 4)
 
 
