@@ -24,7 +24,10 @@ FINE = Limits(wmape=1e9, bias=1e9, coverage=0.0)
 def forecasts(rows: list[tuple[int, int, float | None]]) -> pl.DataFrame:
     """(store, week number, forecast) with p10 and p90 at -10 and +10."""
     return pl.DataFrame(
-        [(s, 1, FIRST + timedelta(weeks=w), w + 1, f, f and f - 10, f and f + 10) for s, w, f in rows],
+        [
+            (s, 1, FIRST + timedelta(weeks=w), w + 1, f, None if f is None else f - 10, None if f is None else f + 10)
+            for s, w, f in rows
+        ],
         schema={**schema.KEY_TYPES, "week": pl.Date, "horizon": pl.Int32, "forecast": pl.Float64, "p10": pl.Float64,
                 "p90": pl.Float64},
         orient="row",
