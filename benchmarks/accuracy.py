@@ -1,10 +1,10 @@
-"""Forecast accuracy on real weekly sales, through the product's own stages, beside other methods.
+"""Forecast accuracy on real weekly sales, through the pipeline's own stages, compared with other methods.
 
     make bench-accuracy
     python benchmarks/accuracy.py --data DIR --origins 2011-12-16,2012-03-16 --horizon 13 --with lightgbm,mstl,svd
 
-DIR holds train.csv, features.csv and stores.csv in Kaggle's columns. Every method sees the sales up to an origin, the
-calendar after it, and nothing else. Scored are the series observed in every one of the first 104 weeks.
+DIR holds train.csv, features.csv and stores.csv in Kaggle's columns. Every method uses the sales up to an origin
+and the calendar after it. Scores cover the series observed in each of the first 104 weeks.
 """
 
 import argparse
@@ -41,11 +41,10 @@ REQUIRED_WEEKS = 104
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/walmart"))
-    parser.add_argument("--origins", default=ORIGINS, help="last weeks seen, with commas between")
+    parser.add_argument("--origins", default=ORIGINS, help="last observed weeks, comma-separated")
     parser.add_argument("--horizon", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=TrainConfig().members)
     parser.add_argument(
-        "--with", dest="others", default="", help=f"other methods: {','.join(reference_models.PACKAGES)}"
+        "--with", dest="references", default="", help=f"reference models: {','.join(reference_models.PACKAGES)}"
     )
     parser.add_argument("--no-base", action="store_true", help="leave the published features out")
     parser.add_argument("--write", type=Path, help="page to write, in Markdown")
@@ -53,35 +52,36 @@ def arguments() -> argparse.Namespace:
 
 
 def fitted(work: Workdir, config: TrainConfig, origins: list[date], name: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Forecasts after the origins, and out-of-sample ones of the weeks held out before each (for sums)."""
+    """Forecasts after the origins, and out-of-sample forecasts of the weeks held out before each (for sums)."""
     trained = stages.train_stage(work, config, origins, final=None)
     training = scan(trained.training)
     frames, errors = [], []
     for origin, folder in trained.tested.items():
         rows = backtest.base_rows(training, origin)
         model = bundle.load(folder)
-        frames.append(backtest.frame_of(model.predict(rows), rows, name))
+        frames.append(backtest.model_frame(model.predict(rows), rows, name))
         print(
-            f"{name} {origin}: factors {model.metadata.factors}, trust {model.metadata.trust}, {model.metadata.metrics}"
+            f"{name} {origin}: factors {model.metadata.factors}, shrinkage {model.metadata.shrinkage}, "
+            f"{model.metadata.metrics}"
         )
-        tried = bundle.load(folder, bundle.BEST)
+        best = bundle.load(folder, bundle.BEST)
         for back in range(1, config.holdout_weeks):
             rows = backtest.base_rows(training, origin - timedelta(weeks=back))
-            held = backtest.frame_of(tried.predict(rows), rows, name).filter(pl.col("week") <= origin)
+            held = backtest.model_frame(best.predict(rows), rows, name).filter(pl.col("week") <= origin)
             errors.append(held.with_columns(origin=pl.lit(origin)))
     return pl.concat(frames), pl.concat(errors)
 
 
 def scored(forecasts: pl.DataFrame, sales: pl.DataFrame, first: date) -> pl.DataFrame:
-    """With actuals and what the metrics need, of the series that are scored."""
-    whole = sales.filter(pl.col("week") < first + timedelta(weeks=REQUIRED_WEEKS)).group_by(KEYS).len()
-    whole = whole.filter(pl.col("len") == REQUIRED_WEEKS).select(KEYS)
+    """The forecasts of the scored series with actual sales, holidays and scales."""
+    complete = sales.filter(pl.col("week") < first + timedelta(weeks=REQUIRED_WEEKS)).group_by(KEYS).len()
+    complete = complete.filter(pl.col("len") == REQUIRED_WEEKS).select(KEYS)
     actual = sales.select(*KEYS, "week", y=pl.col(LABEL))
     holiday = pl.Series(retail_calendar.is_holiday(forecasts["week"].to_numpy(), retail_calendar.calendar("US")) > 0)
     scales = metrics.seasonal_scales(sales, forecasts["cutoff"].unique().to_list())
     return (
         forecasts.with_columns(is_holiday=holiday)
-        .join(whole, on=KEYS, how="semi")
+        .join(complete, on=KEYS, how="semi")
         .join(actual, on=[*KEYS, "week"], how="left")
         .join(scales, on=[*KEYS, "cutoff"], how="left")
     )
@@ -97,7 +97,7 @@ def table(frame: pl.DataFrame, digits: dict[str, int]) -> str:
 
 
 def overview(frame: pl.DataFrame) -> pl.DataFrame:
-    """One row a method: pooled metrics, WMAPE by origin and at the ends of the horizon."""
+    """One row per method: pooled metrics, WMAPE by origin and at the first and last horizon."""
     pooled = metrics.scores(frame).select(
         "model",
         wmape=pl.col("wmape") * 100,
@@ -127,14 +127,14 @@ def overview(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def sums(forecasts: pl.DataFrame, errors: pl.DataFrame, sales: pl.DataFrame, stores: pl.DataFrame) -> pl.DataFrame:
-    """Scores of the sums by level and by level and origin; intervals from the weeks held out before each origin."""
+    """Scores of the sums by level, and by level and origin; intervals from the weeks held out before each origin."""
     actual = sales.select(*KEYS, "week", y=pl.col(LABEL))
     parts = []
     for (origin,), held in forecasts.join(actual, on=[*KEYS, "week"]).partition_by("cutoff", as_dict=True).items():
         known = errors.filter(pl.col("origin") == origin).join(actual, on=[*KEYS, "week"])
         parts.append(hierarchy.aggregate(held, known, stores))
-    found = pl.concat(parts)
-    pooled, by_origin = (metrics.scores(found, by) for by in (("level",), ("level", "cutoff")))
+    aggregated = pl.concat(parts)
+    pooled, by_origin = (metrics.scores(aggregated, by) for by in (("level",), ("level", "cutoff")))
     both = pl.concat(
         [pooled.with_columns(cutoff=pl.lit("all")), by_origin.with_columns(pl.col("cutoff").cast(pl.String))],
         how="diagonal",
@@ -145,7 +145,7 @@ def sums(forecasts: pl.DataFrame, errors: pl.DataFrame, sales: pl.DataFrame, sto
 
 
 def feature_seconds(sales: pl.DataFrame, stores: int = 45) -> tuple[int, float]:
-    """Rows, and seconds for the seasonal features of every base week, of as many stores as the whole data have."""
+    """Rows, and seconds, of the seasonal features of every base week of `stores` stores, copies of those in `sales`."""
     known = sales["store_id"].unique().sort()
     copies = pl.DataFrame({"copy": range(1, stores + 1)}, schema={"copy": pl.Int32}).with_columns(
         store_id=pl.Series([known[i % len(known)] for i in range(stores)], dtype=pl.Int32)
@@ -159,9 +159,9 @@ def feature_seconds(sales: pl.DataFrame, stores: int = 45) -> tuple[int, float]:
 def main() -> None:
     options = arguments()
     origins = [date.fromisoformat(origin) for origin in options.origins.split(",")]
-    names = [name for name in options.others.split(",") if name]
+    names = [name for name in options.references.split(",") if name]
     reference_models.check(names)
-    config = TrainConfig(horizon=options.horizon, members=options.seeds, epochs=8, batch_size=1024)
+    config = TrainConfig(horizon=options.horizon, epochs=8, batch_size=1024)
     times = Times()
     with tempfile.TemporaryDirectory() as folder:
         work = Workdir(Path(folder))
@@ -185,14 +185,14 @@ def main() -> None:
         for name in names:
             frames += [reference_models.forecasts(name, training, origin, options.horizon, "US") for origin in origins]
             times.took(name)
-        whole = pl.concat([frame.select(frames[0].columns) for frame in frames])
+        forecasts = pl.concat([frame.select(frames[0].columns) for frame in frames])
         rows, seconds = feature_seconds(sales)
-    result = scored(whole, sales, raw.meta.first_week)
+    result = scored(forecasts, sales, raw.meta.first_week)
     spent = ", ".join(f"{what} {value:.0f} s" for what, value in times.seconds.items())
     facts = [
         f"{date.today()}, {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}; "
-        f"{options.data.name}, horizon {options.horizon}, {options.seeds} seed(s), "
-        f"{result.select(KEYS).n_unique()} series. Ours with everything it needs, baselines included: "
+        f"{options.data.name}, horizon {options.horizon}, "
+        f"{result.select(KEYS).n_unique()} series. Our model including baselines: "
         f"{ours_in_all:.0f} s. Stages: {spent}.",
         f"Seasonal features of all base weeks of 45 stores (copies of these), {rows:,} rows: {seconds:.1f} s.",
     ]
@@ -249,8 +249,8 @@ def report(result: pl.DataFrame, groups: pl.DataFrame, facts: list[str]) -> str:
                 "# Accuracy on real weekly sales",
                 *facts,
                 "WMAPE and bias in %, by origin and horizon WMAPE in %. `make bench-accuracy` and "
-                "`make bench-accuracy-once` write the pages of this folder; which methods these are: "
-                "`baselines.py`, `others.py`.",
+                "`make bench-accuracy-once` write the pages of this folder. The methods: "
+                "`evaluation/baselines.py`, `evaluation/reference_models.py`.",
                 table(overview(result), digits),
                 "## Coverage of the 80 % interval by origin and horizon",
                 table(coverage, dict.fromkeys(coverage.columns[1:], 3)),

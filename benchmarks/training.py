@@ -1,10 +1,9 @@
-"""Training speed against the usual way, time to a bundle, cost against rows. Prints one table; asserts nothing.
+"""Training speed compared with a plain PyTorch program, time to a bundle, cost by rows. Prints one table.
 
     .venv/bin/python benchmarks/training.py [--quick] [--write]
 
-`--quick` leaves 1M and 10M rows out (the latter need about 12 GB of memory); `--write` also writes
-docs/bench/training.md. Every measured process runs with OMP_NUM_THREADS=1 under torchrun; the machine should have
-nothing else to do.
+`--quick` leaves out 1M and 10M rows (the latter need about 12 GB of memory); `--write` also writes
+docs/bench/training.md. Every measured process runs with OMP_NUM_THREADS=1 under torchrun; the machine should be idle.
 """
 
 import argparse
@@ -48,7 +47,7 @@ CONFIG = TrainConfig(feature_service=schema.TRAINING_SERVICE, linear=False)
 ROOT = Path(__file__).parents[1]
 
 
-# --- the usual way: a Dataset of rows, DataLoader, DistributedSampler, modules of torch.nn ---
+# --- the plain PyTorch program: a Dataset of rows, DataLoader, DistributedSampler, modules of torch.nn ---
 
 
 class Rows(Dataset[tuple[Tensor, ...]]):
@@ -84,12 +83,12 @@ class UsualMLP(nn.Module):
 
 
 def usual(samples: Samples, scaler: Scaler, group: Group) -> Callable[[int], int]:
-    """An epoch of the usual program; returns how many samples this rank trained on."""
+    """An epoch of the plain program; returns the number of samples of this rank."""
     rows = Rows(samples)
-    if group.world == 1:  # ours needs none then; the usual program has DDP always
+    if group.world == 1:  # our trainer needs no process group then; the plain program always uses DDP
         dist.init_process_group("gloo")
     model = DistributedDataParallel(UsualMLP(scaler, rows.numeric.shape[1], CONFIG))
-    # Every rank holds its shard already, so the sampler only shuffles: what it costs is measured, not what it copies.
+    # Every rank has its own shard, so the sampler only shuffles.
     sampler = DistributedSampler(rows, num_replicas=1, rank=0, shuffle=True)
     loader = DataLoader(rows, batch_size=CONFIG.batch_size, sampler=sampler, drop_last=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay)
@@ -127,7 +126,7 @@ def ours(samples: Samples, scaler: Scaler, group: Group) -> Callable[[int], int]
 
 
 def worker(way: str, training: Path, epochs: int, out: Path) -> None:
-    """Under torchrun: load, warm up one epoch (if several are asked for), measure the others."""
+    """Under torchrun: load, warm up for one epoch (if there are several), measure the other epochs."""
     with connect("cpu") as group:
         start = time.perf_counter()
         shard = load_shard(training, CONFIG, calendar("US"), group.rank, group.world)
@@ -148,7 +147,7 @@ def worker(way: str, training: Path, epochs: int, out: Path) -> None:
 
 
 def torchrun(processes: int, *arguments: str) -> float:
-    """Seconds of a whole torchrun, imports included."""
+    """Seconds of a torchrun, including imports."""
     command = [
         sys.executable,
         "-m",
@@ -195,7 +194,7 @@ def fit(training: Path, root: Path, processes: int, **settings: Any) -> tuple[fl
 
 
 def speed_rows(training: Path) -> list[tuple[str, str]]:
-    """Medians of rounds in which each takes its turn: what else happens on the machine then meets all of them."""
+    """Medians of interleaved rounds, so that other load on the machine affects all cases alike."""
     cases = [(way, n) for n in (1, 2) for way in ("usual", "ours")]
     rounds = [[measured(way, n, training)["rate"] for way, n in cases] for _ in range(ROUNDS)]
     rates = dict(zip(cases, map(statistics.median, zip(*rounds, strict=True)), strict=True))

@@ -1,4 +1,4 @@
-"""A small retrieved training set and plans over it, shared by the tests of training, bundle, serving and faults."""
+"""A small retrieved training set and plans for it, shared by the tests of training, bundle, serving and faults."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ from salescast.features.training_set import write_training_set
 from salescast.model.config import TrainConfig
 from salescast.training.plan import Fit, Plan, Tracking
 
-# A loaded machine is no reason to fail.
+# A busy machine must not fail a test.
 hypothesis.settings.register_profile("salescast", deadline=None)
 hypothesis.settings.load_profile("salescast")
 
@@ -42,7 +42,7 @@ TINY = TrainConfig(
 
 
 def retrieved(folder: Path, stores: int, depts: int, weeks: int) -> pl.DataFrame:
-    """What retrieving `training_features` from demo data gives: a plain join, as the store's columns do not change."""
+    """The result of retrieving `training_features` from demo data: a plain join, as store features are constant."""
     dataset.generate(folder / "raw", stores, depts, weeks, 42)
     build_features(folder / "raw", folder)
     sales, stores_view = (
@@ -90,7 +90,7 @@ def training_set(training_frame: pl.DataFrame, tmp_path_factory: pytest.TempPath
 
 
 def plans(training_set: Path, folder: Path) -> Callable[..., Plan]:
-    """Makes plans with one fit at the last week; keyword arguments but the first three are training settings."""
+    """A function that makes plans with one fit at the last week; other keyword arguments are training settings."""
 
     def make(
         root: Path = folder, tracking: Tracking | None = None, training: Path = training_set, **settings: Any

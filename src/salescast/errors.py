@@ -1,5 +1,5 @@
-"""The one exception for what a user can cause and mend."""
+"""The exception for errors that a user can cause and fix."""
 
 
 class UserError(Exception):
-    """What is wrong, what was given, what to do: shown as one line, without a traceback."""
+    """A message that says what is wrong, what was given and what to do; shown as one line without a traceback."""

@@ -1,4 +1,4 @@
-"""Names, types and groups of everything that crosses a stage: the one place where they are written."""
+"""Names, types and groups of the columns that stages exchange. Defined only here."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -13,7 +13,7 @@ SEASON: Final = 52  # weeks
 KEY_TYPES: Final[dict[str, pl.DataType]] = {"store_id": pl.Int32(), "dept_id": pl.Int32()}
 TIMESTAMP_TYPE: Final = pl.Datetime("us", "UTC")
 
-# Raw tables, as `salescast data generate|import` writes them (see data.py).
+# Raw tables, as `salescast data generate|import` writes them (see data/dataset.py).
 RAW_SALES: Final[dict[str, pl.DataType]] = {**KEY_TYPES, "week": pl.Date(), LABEL: pl.Float64()}
 RAW_STORE_WEEKS: Final[dict[str, pl.DataType]] = {
     "store_id": pl.Int32(),
@@ -58,9 +58,9 @@ STORE_FEATURES: Final[dict[str, pl.DataType]] = {
     "region": pl.String(),
 }
 
-# Primitives of the seasonal service at week t, all from weeks < t; sales are per open day where opening days are
-# planned inputs. Windows end at week t - 1 and are WINDOWS weeks long; lists "over the horizon" hold one value for each
-# week t .. t + H - 1. Last year = 52 weeks earlier; what compares years is null in the dataset's first 56 weeks.
+# Features of the seasonal service at week t, computed from weeks < t; sales are per open day if opening days are a
+# planned input. Windows end at week t - 1 and are WINDOWS weeks long; lists "over the horizon" have one value for each
+# week t .. t + H - 1. Last year = 52 weeks earlier; features that compare years are null in the first 56 weeks.
 WINDOWS: Final = (1, 4, 8, 13, 26, 52)
 _LIST: Final = pl.List(pl.Float32())
 SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {
@@ -83,7 +83,7 @@ SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {
     "dept_growth_before_ago": pl.Float32(),
     "store_growth_before_now": pl.Float32(),
     "store_growth_before_ago": pl.Float32(),
-    "last_year": _LIST,  # y last year, from one week before the horizon to one week behind it
+    "last_year": _LIST,  # y last year, from one week before the horizon to one week after it
     "denoised_last_year": _LIST,  # rank-8 reconstruction of last year's y, as `last_year`
     "denoised_year_before": _LIST,  # the same of the year before it, as it was reconstructed a year before week t
     "denoise_error": pl.Float32(),  # mean |y - reconstruction| of the last 52 weeks
@@ -97,13 +97,12 @@ SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {
     "store_before": _LIST,
 }
 
-PLANNED: Final = "planned_"  # prefix of the seasonal view's columns that differ by dataset: inputs planned ahead
+PLANNED: Final = "planned_"  # prefix of the seasonal view's columns of planned inputs, which differ by dataset
 
 
 def planned_columns(names: Iterable[str]) -> dict[str, pl.DataType]:
-    """Which of `names` are columns of planned inputs, and their types: recent weeks' mean, else over the horizon."""
-    found = [name for name in names if name.startswith(PLANNED)]
-    return {name: pl.Float32() if name.endswith("_recent") else _LIST for name in found}
+    """The planned-input columns among `names` with their types: mean of recent weeks, or a list over the horizon."""
+    return {name: pl.Float32() if name.endswith("_recent") else _LIST for name in names if name.startswith(PLANNED)}
 
 
 # The six published groups; importance is measured by permuting one group at a time.
@@ -116,7 +115,7 @@ FEATURE_GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "store": ("store_type", "store_size", "region"),
 }
 
-# Ours, of the seasonal view; what is planned ahead ("planned") differs by dataset.
+# Groups of the seasonal view; the columns of the group "planned" differ by dataset.
 SEASONAL_GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "level": ("scale", "deviation", "market_level", "recent", "level", "denoise_error", "naive_error", "naive_bias"),
     "growth": ("growth_now", "growth_ago", "growth_before_now", "growth_before_ago"),
@@ -135,10 +134,10 @@ TRAINING_SERVICE_SEASONAL: Final = "training_features_seasonal"
 INFERENCE_SERVICE_SEASONAL: Final = "inference_features_seasonal"
 
 QUANTILES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-MEDIAN: Final = 0.5  # the quantile that is called the forecast
+MEDIAN: Final = 0.5  # the quantile that is reported as the forecast
 MODEL_NAME: Final = "sales-forecast"
 
 
 def level_name(level: float) -> str:
-    """How answers and files call a quantile: 0.1 -> p10, 0.975 -> p97.5."""
+    """The name of a quantile in answers and files: 0.1 -> p10, 0.975 -> p97.5."""
     return f"p{round(level * 100, 6):g}"

@@ -1,4 +1,4 @@
-"""Paths of everything that a pipeline writes."""
+"""Paths of the files that a pipeline writes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from salescast.config import settings
 
 @dataclass(frozen=True)
 class Workdir:
-    """Where each stage reads and writes under one root (DESIGN: `/shared` on a cluster, `./shared` on a laptop)."""
+    """Paths of every stage under one root: `/shared` on a cluster, `./shared` on one machine by default."""
 
     root: Path
 
@@ -34,12 +34,12 @@ class Workdir:
 
     @property
     def champion(self) -> Path:
-        """The champion's bundle as it was last fetched from the registry, and which version that is."""
+        """The champion's bundle as last fetched from the registry, and its version."""
         return self.root / "champion"
 
     @property
     def fits(self) -> Path:
-        """Bundles of the backtest, one folder a cutoff, and checkpoints of fits under way."""
+        """Bundles of the backtest, one folder per cutoff, and checkpoints of unfinished fits."""
         return self.root / "fits"
 
     @property
@@ -53,7 +53,7 @@ class Workdir:
 
     @property
     def evaluation(self) -> Path:
-        """Which data, settings and bundles the backtest was made from."""
+        """The manifest of the backtest: the data, settings and bundles it was made from."""
         return self.root / "evaluation.json"
 
     @property
@@ -62,12 +62,12 @@ class Workdir:
 
     @property
     def drift(self) -> Path:
-        """How far the newest weeks' features are from those the model was trained on."""
+        """The drift of the newest weeks' features from those of the training set."""
         return self.data / "drift.parquet"
 
     @property
     def kept_forecasts(self) -> Path:
-        """The forecasts of every upcoming week there was, named by it, to be compared with the sales that followed."""
+        """Forecasts named by their first week, to be compared with the sales that follow."""
         return self.root / "forecasts"
 
     @property
@@ -85,9 +85,9 @@ class Workdir:
 
 
 def workdir_of_repo(repo: Path) -> Workdir:
-    """The workdir that a feature repo serves.
+    """The workdir of a feature repo.
 
-    `<workdir>/feature_repo` serves the folder it lies in; the repository's own `feature_repo/` serves
+    `<workdir>/feature_repo` belongs to its parent folder; the repository's own `feature_repo/` belongs to
     SALESCAST_WORKDIR (default `shared`, relative to the repository).
     """
     root = repo.resolve().parent

@@ -1,4 +1,4 @@
-"""What a trained model must do, whatever its weights: on 18 demo series of 65 weeks, published features."""
+"""Properties of a trained model that do not depend on its weights; 18 demo series of 65 weeks, published features."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def model(module_plan_of: Callable[..., Plan]) -> Bundle:
 
 @pytest.fixture(scope="module")
 def base(training_frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows to forecast from: the week after the cutoff."""
+    """The base rows: the week after the cutoff."""
     return training_frame.filter(pl.col(schema.TIMESTAMP).dt.date() == CUTOFF + timedelta(weeks=1))
 
 
@@ -41,7 +41,7 @@ def actual(training_frame: pl.DataFrame, base: pl.DataFrame) -> np.ndarray:
 
 
 def cycle(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with other sales, of a cycle of four weeks around each series' level, and the features of these."""
+    """The frame with sales in a cycle of four weeks around each series' level, and their features."""
     y = pl.col(schema.LABEL)
     week = pl.int_range(pl.len()).over(schema.KEYS)
     level = pl.col("store_id") * 1000 + pl.col("dept_id") * 100
@@ -55,10 +55,8 @@ def cycle(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def test_what_repeats_is_learned(
-    training_frame: pl.DataFrame, tmp_path: Path, module_plan_of: Callable[..., Plan]
-) -> None:
-    """A cycle of four weeks: noise to a mean of four weeks, clear from lags and horizon together (so not to a line)."""
+def test_a_cycle_is_learned(training_frame: pl.DataFrame, tmp_path: Path, module_plan_of: Callable[..., Plan]) -> None:
+    """The mean of four weeks cannot predict the cycle, nor can a linear model; lags and horizon together can."""
     repeated = cycle(training_frame)
     write_training_set(repeated.to_arrow(), tmp_path / "part-00000.parquet")
     plan = module_plan_of(tmp_path / "cycle", training=tmp_path, epochs=30, hidden=(64, 32), patience=30, linear=False)
@@ -72,26 +70,26 @@ def test_what_repeats_is_learned(
     assert error < 0.3 * np.abs(flat - actual).sum()
 
 
-def test_most_of_what_happens_lies_in_the_interval(model: Bundle, base: pl.DataFrame, actual: np.ndarray) -> None:
+def test_most_sales_lie_in_the_interval(model: Bundle, base: pl.DataFrame, actual: np.ndarray) -> None:
     forecast = model.predict(base)
     inside = (actual >= forecast.at(0.1)) & (actual <= forecast.at(0.9))
     assert inside.mean() > 0.5
 
 
-def test_the_label_of_the_row_is_not_looked_at(model: Bundle, base: pl.DataFrame) -> None:
-    spoiled = base.with_columns(pl.lit(1e9, pl.Float32).alias(schema.LABEL))
-    assert np.array_equal(model.predict(base).quantiles, model.predict(spoiled).quantiles)
+def test_the_label_of_the_base_row_is_not_used(model: Bundle, base: pl.DataFrame) -> None:
+    changed = base.with_columns(pl.lit(1e9, pl.Float32).alias(schema.LABEL))
+    assert np.array_equal(model.predict(base).quantiles, model.predict(changed).quantiles)
 
 
-def test_the_order_of_rows_is_the_order_of_forecasts(model: Bundle, base: pl.DataFrame) -> None:
+def test_forecasts_are_in_the_order_of_the_rows(model: Bundle, base: pl.DataFrame) -> None:
     forwards, backwards = model.predict(base).quantiles, model.predict(base.reverse()).quantiles
     assert np.allclose(forwards, backwards[::-1], rtol=1e-6)
 
 
-def test_a_later_fit_of_the_same_data_up_to_the_cutoff_is_the_same(
+def test_sales_after_the_cutoff_do_not_change_the_model(
     model: Bundle, training_frame: pl.DataFrame, tmp_path: Path, module_plan_of: Callable[..., Plan]
 ) -> None:
-    """Sales after the cutoff are not used: changing them changes no forecast."""
+    """A fit with other sales after the cutoff has the same digest."""
     after = pl.col(schema.TIMESTAMP).dt.date() > CUTOFF
     changed = training_frame.with_columns(
         pl.when(after).then(pl.col(schema.LABEL) * 100).otherwise(pl.col(schema.LABEL)).alias(schema.LABEL)

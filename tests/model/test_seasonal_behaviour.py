@@ -1,4 +1,4 @@
-"""What forecasts of the seasonal service must do on awkward sales, and what they must not depend on."""
+"""Forecasts of the seasonal service on irregular sales, and what they must not depend on."""
 
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -22,7 +22,7 @@ CONSTANT, ENDED, NEGATIVE_WEEK = (1, 1), (2, 1), 40  # 52 weeks before the third
 STATIC = {"store_type": pl.String, "store_size": pl.Int64, "region": pl.String}
 
 
-def awkward() -> pl.DataFrame:
+def irregular() -> pl.DataFrame:
     """A constant series, one that ends 20 weeks before the others, and a week of returns in all other series."""
     random = np.random.default_rng(3)
     rows = []
@@ -59,48 +59,48 @@ def forecast(sales: pl.DataFrame, folder: Path, plan_of: Callable[..., Plan]) ->
 
 
 @pytest.fixture(scope="module")
-def known(
+def trained(
     tmp_path_factory: pytest.TempPathFactory, module_plan_of: Callable[..., Plan]
 ) -> tuple[pl.DataFrame, Forecast]:
-    return forecast(awkward(), tmp_path_factory.mktemp("awkward") / "set", module_plan_of)
+    return forecast(irregular(), tmp_path_factory.mktemp("irregular") / "set", module_plan_of)
 
 
-def test_every_series_gets_ordered_finite_quantiles(known: tuple[pl.DataFrame, Forecast]) -> None:
-    rows, found = known
-    assert rows.height == STORES * DEPTS, "one that ended 20 weeks ago is forecast, too"
+def test_every_series_gets_ordered_finite_quantiles(trained: tuple[pl.DataFrame, Forecast]) -> None:
+    rows, found = trained
+    assert rows.height == STORES * DEPTS, "including the series that ended 20 weeks ago"
     assert np.isfinite(found.quantiles).all()
     assert (np.diff(found.quantiles, axis=2) >= 0).all()
 
 
-def test_a_constant_series_stays_about_constant(known: tuple[pl.DataFrame, Forecast]) -> None:
-    rows, found = known
+def test_a_constant_series_stays_about_constant(trained: tuple[pl.DataFrame, Forecast]) -> None:
+    rows, found = trained
     row = rows.select((pl.col("store_id") == CONSTANT[0]) & (pl.col("dept_id") == CONSTANT[1])).to_series().arg_true()
-    # Third and fourth week touch the one in which, a year ago, the rest of its department had returns only.
+    # The third and fourth week overlap the week, a year ago, in which the rest of the department had only returns.
     np.testing.assert_allclose(found.at(0.5)[row][:, :2], 500.0, rtol=0.15)
 
 
-def test_a_week_of_returns_a_year_ago_spoils_no_other_week(known: tuple[pl.DataFrame, Forecast]) -> None:
-    rows, found = known
+def test_a_week_of_returns_a_year_ago_affects_no_other_week(trained: tuple[pl.DataFrame, Forecast]) -> None:
+    rows, found = trained
     others = rows.select(pl.col("store_id") > 2).to_series().arg_true()
     level = 1000.0 * (rows["store_id"] * rows["dept_id"]).to_numpy()[others, None]
     median = found.at(0.5)[others]
     assert (median[:, [0, 1, 3]] > 0.4 * level).all() and (median < 2.0 * level).all()
 
 
-def test_sales_in_another_currency(
-    known: tuple[pl.DataFrame, Forecast], tmp_path: Path, module_plan_of: Callable[..., Plan]
+def test_forecasts_scale_with_the_currency(
+    trained: tuple[pl.DataFrame, Forecast], tmp_path: Path, module_plan_of: Callable[..., Plan]
 ) -> None:
-    """All sales times 1000 train the same network: forecasts times 1000."""
-    dear = awkward().with_columns(pl.col(schema.LABEL) * 1000)
-    _, found = forecast(dear, tmp_path / "dear", module_plan_of)
-    np.testing.assert_allclose(found.quantiles, 1000 * known[1].quantiles, rtol=0.01)
+    """All sales times 1000 train the same network, so forecasts are times 1000."""
+    scaled = irregular().with_columns(pl.col(schema.LABEL) * 1000)
+    _, found = forecast(scaled, tmp_path / "scaled", module_plan_of)
+    np.testing.assert_allclose(found.quantiles, 1000 * trained[1].quantiles, rtol=0.01)
 
 
-def test_numbers_of_stores_are_names() -> None:
-    """Stores numbered in another order have the same features, pooled ones included, under their new numbers."""
+def test_features_do_not_depend_on_store_numbers() -> None:
+    """Stores numbered in another order have the same features, including pooled ones, under their new numbers."""
     number = {store: STORES + 1 - store for store in range(1, STORES + 1)}
-    renumbered = awkward().with_columns(pl.col("store_id").replace(number))
-    one = seasonal_features(awkward(), horizon=4).with_columns(pl.col("store_id").replace(number))
+    renumbered = irregular().with_columns(pl.col("store_id").replace(number))
+    one = seasonal_features(irregular(), horizon=4).with_columns(pl.col("store_id").replace(number))
     one = one.sort(*schema.KEYS, schema.TIMESTAMP)
     two = seasonal_features(renumbered.sort(*schema.KEYS, "week"), horizon=4)
     for name, dtype in schema.SEASONAL_FEATURES.items():

@@ -1,4 +1,4 @@
-"""One small run of the whole pipeline through the command line, shared by the tests that look at its results."""
+"""One small run of the whole pipeline from the command line, shared by the tests of its results."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ SMALL = {"NUM_EPOCHS": "8", "BATCH_SIZE": "256", "OMP_NUM_THREADS": "1"}
 
 
 def salescast(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line as a process of its own."""
+    """Run the command line in a separate process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SALESCAST_", "MLFLOW_"))}
     return subprocess.run(
         [sys.executable, "-m", "salescast.cli.app", *arguments],
@@ -48,7 +48,7 @@ def sales_csv(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(
     sales_csv: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The workdir of a finished `salescast run` on that file, and what the command said."""
+    """The workdir of a finished `salescast run` on that file, and the output of the command."""
     workdir = tmp_path_factory.mktemp("run") / "work"
     done = salescast("run", "--sales", str(sales_csv), "--workdir", str(workdir), "--json", CI="true")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`salescast backtest` as a person runs it: beside other methods, without refitting, and with what is planned ahead."""
+"""`salescast backtest` from the command line: reference models, one fit for all cutoffs, planned inputs."""
 
 import json
 from datetime import date, timedelta
@@ -15,7 +15,7 @@ from .conftest import salescast
 pytestmark = pytest.mark.slow
 
 
-def test_one_fit_beside_another_method(raw: Path, tmp_path: Path) -> None:
+def test_one_fit_with_reference_models(raw: Path, tmp_path: Path) -> None:
     last = dataset.Dataset.read(raw).last_week
     cutoffs = [last - timedelta(weeks=back) for back in (12, 8)]
     done = salescast(
@@ -33,17 +33,17 @@ def test_one_fit_beside_another_method(raw: Path, tmp_path: Path) -> None:
     assert rows["len"].n_unique() == 1 and rows["yhat"].all(), "every method forecasts the same rows"
     assert (frame["p10"] <= frame["yhat"]).all() and (frame["yhat"] <= frame["p90"]).all()
     scores = {row["model"]: row["wmape"] for row in json.loads(done.stdout)}
-    assert scores["mstl"] < 2 * scores["growth_seasonal_naive"], "they forecast these series, not something else"
+    assert scores["mstl"] < 2 * scores["growth_seasonal_naive"], "it forecasts the same series"
 
 
-def test_methods_that_are_not_there_are_named(raw: Path, tmp_path: Path) -> None:
+def test_unknown_reference_models_are_named(raw: Path, tmp_path: Path) -> None:
     done = salescast("backtest", "--data", str(raw), "--workdir", str(tmp_path), "--with", "lightgbm,prophet")
     assert done.returncode == 1
     assert done.stderr.strip() == "error: --with knows lightgbm, mstl, svd, got 'prophet'"
 
 
 def promoted(path: Path) -> list[date]:
-    """Writes sales of 20 stores, twice as high in promotions and none in closed weeks; its cutoffs."""
+    """Write sales of 20 stores, doubled in promotions and zero in closed weeks; returns cutoffs."""
     random = np.random.default_rng(5)
     weeks, ahead, stores = 112, 8, 20
     shape = (stores, weeks + ahead)
@@ -68,11 +68,11 @@ def promoted(path: Path) -> list[date]:
 
 
 def test_planned_promotions_and_closures_halve_the_error(tmp_path: Path) -> None:
-    """Promotions double sales, closed weeks have none: `--planned` makes at most half the error."""
+    """Promotions double sales and closed weeks have none; with `--planned` the error is at most half."""
     cutoffs = promoted(tmp_path / "sales.csv")
     error = {}
     declared = ("--planned", "Promo,OpenDays", "--open-days", "OpenDays")
-    for name, planned in (("without", ("--skip-bad-rows",)), ("with", declared)):  # bad: the weeks to come
+    for name, planned in (("without", ("--skip-bad-rows",)), ("with", declared)):  # the rows without sales are bad
         work, raw = tmp_path / name, tmp_path / f"{name}-raw"
         done = salescast("data", "import", "--sales", str(tmp_path / "sales.csv"), "--out", str(raw), *planned)
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The whole pipeline as a person runs it: all there, twice the same, online equal to offline, errors in a line."""
+"""The whole pipeline from the command line: complete, repeatable, online equal to offline, one-line errors."""
 
 import json
 import os
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 Finished = tuple[Path, subprocess.CompletedProcess[str]]
 
 
-def test_a_run_leaves_everything_it_promises(finished_run: Finished) -> None:
+def test_a_run_writes_all_results(finished_run: Finished) -> None:
     workdir, done = finished_run
     summary = json.loads(done.stdout)
     assert summary["rows"] == 1200 and summary["series"] == 12 and summary["features"] == 22
@@ -51,9 +51,7 @@ def test_a_run_leaves_everything_it_promises(finished_run: Finished) -> None:
     assert pl.read_parquet(workdir / "importance.parquet").height >= len(schema.FEATURE_GROUPS)
 
 
-def test_a_second_run_changes_nothing_and_doubles_nothing(
-    finished_run: Finished, sales_csv: Path, tmp_path: Path
-) -> None:
+def test_a_second_run_changes_nothing(finished_run: Finished, sales_csv: Path, tmp_path: Path) -> None:
     workdir, done = finished_run
     copy = tmp_path / "work"
     shutil.copytree(workdir, copy)
@@ -92,43 +90,42 @@ def test_online_features_are_the_offline_features_of_the_upcoming_week(finished_
         assert_series_equal(online, offline[name], rel_tol=1e-6)
 
 
-def test_what_is_registered_and_served_is_the_final_bundle_that_was_judged(
+def test_the_evaluated_bundle_is_registered_and_served(
     finished_run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`train`, `backtest`, `register`, `serve` in another registry than the run's; in between a model nobody judged."""
+    """`train`, `backtest`, `register`, `serve` in another registry, with an unevaluated model between."""
     work = Workdir(tmp_path / "work")
     shutil.copytree(finished_run[0], work.root, ignore=shutil.ignore_patterns("champion", "mlflow.db", "mlartifacts"))
-    shutil.copytree(work.models, tmp_path / "judged")
+    shutil.copytree(work.models, tmp_path / "evaluated")
     uri = f"sqlite:///{tmp_path / 'other.db'}"
     place = ("--workdir", str(work.root))
 
-    def told(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
         return salescast(*arguments, *place, cwd=tmp_path, CI="true", MLFLOW_TRACKING_URI=uri)
 
-    assert told("train", "--horizon", "4").returncode == 0
-    refused = told("register")
+    assert command_line("train", "--horizon", "4").returncode == 0
+    refused = command_line("register")
     assert refused.returncode == 1
-    assert "not what the backtest judged (horizon: 4, 8)" in refused.stderr and "`salescast train`" in refused.stderr
-    assert "has no sales-forecast@champion" in told("serve").stderr, "trained last, judged by nobody"
+    assert "not what the backtest evaluated (horizon: 4, 8)" in refused.stderr and "`salescast train`" in refused.stderr
+    assert "has no sales-forecast@champion" in command_line("serve").stderr, "the last model is not evaluated"
     for command in ("train", "backtest", "register"):
-        done = told(command)
+        done = command_line(command)
         assert done.returncode == 0, done.stderr
-    judged = bundle.load(work.models).digest
-    assert judged == bundle.load(tmp_path / "judged").digest
+    evaluated = bundle.load(work.models).digest
+    assert evaluated == bundle.load(tmp_path / "evaluated").digest
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     for name, value in SMALL.items():
         monkeypatch.setenv(name, value)
-    assert told("train", "--horizon", "4").returncode == 0, "the last bundle is another one again"
+    assert command_line("train", "--horizon", "4").returncode == 0, "the last bundle differs from the champion again"
     one = {"instances": [{"store_id": 1, "dept_id": 2}]}
     with smoke_test.server(work) as url:
         answer = httpx.post(f"{url}/v1/models/{schema.MODEL_NAME}:predict", json=one, timeout=60).json()
-    assert answer["model_version"] == judged[:12]
-    offline = json.loads(told("forecast", "--store", "1", "--dept", "2", "--json").stdout)
+    assert answer["model_version"] == evaluated[:12]
+    offline = json.loads(command_line("forecast", "--store", "1", "--dept", "2", "--json").stdout)
     assert np.allclose([row["forecast"] for row in offline], answer["predictions"][0]["forecast"], rtol=1e-6)
 
 
-def test_the_champion_bundle_forecasts_what_the_backtest_of_its_kind_would(finished_run: Finished) -> None:
-    """The forecast file comes from the bundle in the workdir, row by row."""
+def test_the_forecast_file_comes_from_the_bundle_in_the_workdir(finished_run: Finished) -> None:
     work = Workdir(finished_run[0])
     model = bundle.load(work.models)
     rows = batch.upcoming(work)
@@ -174,9 +171,7 @@ def test_feast_itself_works_in_the_feature_repo(finished_run: Finished) -> None:
         (["serve", "--model-dir", "m"], "no model bundle in m"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_clear_line(
-    arguments: list[str], error: str, tmp_path: Path, sales_csv: Path
-) -> None:
+def test_a_user_error_is_one_line(arguments: list[str], error: str, tmp_path: Path, sales_csv: Path) -> None:
     filled = [argument.format(csv=sales_csv) for argument in arguments]
     done = salescast(*filled, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -195,7 +190,7 @@ def test_a_taken_port_is_named(finished_run: Finished) -> None:
     assert f"error: HTTP port {port} cannot be used: Address already in use; choose another one" in done.stderr
 
 
-def test_an_interrupted_run_leaves_earlier_results_and_the_next_run_finishes(
+def test_an_interrupted_run_keeps_earlier_results_and_the_next_run_finishes(
     finished_run: Finished, sales_csv: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "work"

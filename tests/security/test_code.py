@@ -111,7 +111,9 @@ def test_a_bundle_with_code_is_refused_and_the_code_does_not_run(folder: Path, t
         content
     ).hexdigest()  # an attacker who can write one file can write both
     (evil / bundle.METADATA).write_text(json.dumps(described))
-    with pytest.raises(UserError, match=r"bundle .* cannot be used: UnpicklingError: .*; train again") as refused:
+    with pytest.raises(
+        UserError, match=r"bundle .* cannot be used: UnpicklingError: .*; run `salescast train`"
+    ) as refused:
         bundle.load(evil)
     assert "\n" not in str(refused.value)
     assert not marker.exists()

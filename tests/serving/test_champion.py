@@ -166,7 +166,7 @@ def test_no_exception_ends_the_watch_of_the_folder(
     real, errors = forecaster.open_served, [UserError("passing"), ZeroDivisionError("unforeseen"), MemoryError()]
 
     def flaky(*arguments: Any) -> forecaster.Served:
-        if bundle.read_metadata(tmp_path / "models")["digest"] == new and errors:
+        if bundle.read_metadata(tmp_path / "models").digest == new and errors:
             raise errors.pop(0)
         return real(*arguments)
 

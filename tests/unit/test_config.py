@@ -1,4 +1,4 @@
-"""Settings come from the environment, once, and say what is wrong with them."""
+"""Settings are read from the environment once, and invalid ones are named."""
 
 import importlib.util
 from dataclasses import fields
@@ -18,14 +18,13 @@ from salescast.model.config import TrainConfig, TrainingSettings, train_config
 from salescast.pipeline import stages
 from salescast.workdir import Workdir, workdir_of_repo
 
-# A value of every training setting that is not its default, and how the environment gives it.
+# A value of every training setting other than its default: as a variable, and parsed.
 CHOSEN: dict[str, tuple[str, Any]] = {
     "feature_service": ("training_features", "training_features"),
     "horizon": ("13", 13),
     "quantiles": ("0.1, 0.5, 0.9", (0.1, 0.5, 0.9)),
     "hidden": ("32,16", (32, 16)),
     "dropout": ("0.1", 0.1),
-    "members": ("3", 3),
     "linear": ("false", False),
     "epochs": ("7", 7),
     "batch_size": ("64", 64),
@@ -74,11 +73,11 @@ def test_every_training_setting_can_be_given_by_environment(everything_chosen: T
     defaults = TrainConfig()
     assert all(getattr(everything_chosen, field.name) != getattr(defaults, field.name) for field in fields(TrainConfig))
     assert train_config() == everything_chosen
-    named = train_config(horizon=2, members=5, feature_service="training_features_seasonal")
-    assert (named.horizon, named.members, named.feature_service) == (2, 5, "training_features_seasonal")
+    named = train_config(horizon=2, feature_service="training_features_seasonal")
+    assert (named.horizon, named.feature_service) == (2, "training_features_seasonal")
 
 
-def test_without_environment_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_variables_the_defaults_apply(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in CHOSEN:
         monkeypatch.delenv(variable(name), raising=False)
     assert train_config() == TrainConfig()
@@ -87,27 +86,27 @@ def test_without_environment_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) 
 def test_commands_and_the_clusters_job_use_the_settings(
     everything_chosen: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What each of them asks of the pipeline, which stands still here."""
-    asked: list[Any] = []
-    monkeypatch.setattr(stages, "features_stage", lambda work, raw, horizon: asked.append(horizon))
-    monkeypatch.setattr(stages, "train_stage", lambda work, config, *rest, **more: asked.append(config))
+    """Record the configuration that each of them passes to the pipeline."""
+    configurations: list[Any] = []
+    monkeypatch.setattr(stages, "features_stage", lambda work, raw, horizon: configurations.append(horizon))
+    monkeypatch.setattr(stages, "train_stage", lambda work, config, *rest, **more: configurations.append(config))
     monkeypatch.setattr(stages, "backtest_stage", lambda *rest: None)
     monkeypatch.setattr(stages, "register_stage", lambda *rest: None)
     dataset.generate(tmp_path / "data", 1, 1, 120, 1)
     monkeypatch.setenv("SALESCAST_WORKDIR", str(tmp_path))
     for command in ("features", "train"):
-        CliRunner().invoke(app.app, [command])  # what they show of the result is not to be had here
+        CliRunner().invoke(app.app, [command])  # fails when it displays the missing result
     script = ROOT / "manifests" / "scripts" / "train_ddp.py"
     spec = importlib.util.spec_from_file_location("train_ddp", script)
     assert spec and spec.loader
     job = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(job)
     assert job.main() == 0
-    assert asked == [everything_chosen.horizon, everything_chosen, everything_chosen]
+    assert configurations == [everything_chosen.horizon, everything_chosen, everything_chosen]
 
 
 @pytest.mark.parametrize("notebook", ["01-feast-features", "02-training"])
-def test_notebooks_leave_the_choice_to_the_settings(notebook: str) -> None:
+def test_notebooks_use_the_settings(notebook: str) -> None:
     text = (ROOT / "notebooks" / f"{notebook}.ipynb").read_text()
     assert "TrainConfig(" not in text and "horizon=" not in text
     assert "train_config()" in text
@@ -129,7 +128,6 @@ def test_notebooks_leave_the_choice_to_the_settings(notebook: str) -> None:
         ("hidden", ()),
         ("hidden", (16, 0)),
         ("dropout", 1.0),
-        ("members", 0),
         ("linear", "no"),
         ("epochs", 0),
         ("batch_size", 1),
@@ -147,7 +145,7 @@ def test_notebooks_leave_the_choice_to_the_settings(notebook: str) -> None:
         ("compile", None),
     ],
 )
-def test_a_training_setting_that_cannot_be_is_refused_when_it_is_given(name: str, value: Any) -> None:
+def test_an_invalid_training_setting_is_refused_when_given(name: str, value: Any) -> None:
     with pytest.raises(UserError) as refused:
         TrainConfig.from_dict({name: value})
     assert str(refused.value).startswith(f"training setting {name} must be ")
@@ -165,14 +163,14 @@ def test_a_training_setting_that_cannot_be_is_refused_when_it_is_given(name: str
         ("SALESCAST_DEVICE", "gpu"),
     ],
 )
-def test_a_variable_that_cannot_be_used_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_variable_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=f"^{name}: .*got '{value}'; correct or unset the variable$"):
         settings()
         train_config()
 
 
-def test_every_setting_has_a_name_in_the_environment() -> None:
+def test_every_setting_has_an_environment_variable() -> None:
     assert all(
         isinstance(field.validation_alias, str)
         for kind in (Settings, TrainingSettings)
@@ -180,7 +178,7 @@ def test_every_setting_has_a_name_in_the_environment() -> None:
     )
 
 
-def test_a_repo_serves_the_workdir_it_lies_in_else_the_configured_one(
+def test_a_feature_repo_belongs_to_its_parent_or_to_the_configured_workdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SALESCAST_WORKDIR", raising=False)

@@ -14,7 +14,7 @@ PACKAGES: Final = (
     "data", "runtime",
 )  # fmt: skip
 MODULES: Final = ("workdir", "config", "retail_calendar", "schema", "errors")  # below all packages
-STRANGERS: Final = (("training", "serving"), ("report", "tracking"), ("model", "feature_store"))
+UNRELATED: Final = (("training", "serving"), ("report", "tracking"), ("model", "feature_store"))
 ONLY_IN: Final = {
     "feast": "feature_store", "mlflow": "tracking", "kserve": "serving", "typer": "cli",
     "torch.distributed": "training",
@@ -23,7 +23,7 @@ PUBLIC: Final = "__init__"  # the top one holds the public API
 
 
 def imported(source: str) -> Iterator[str]:
-    """Dotted names of everything that a module imports, at any level of nesting."""
+    """Dotted names of all imports of a module, at any level of nesting."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -32,7 +32,7 @@ def imported(source: str) -> Iterator[str]:
 
 
 def violations(module: str, source: str) -> list[str]:
-    """What a module `package.name` (or a top module `name`) of salescast imports against the rules."""
+    """The forbidden imports of a module `package.name` (or a top module `name`) of salescast."""
     found = []
     place = module.partition(".")[0]
     for name in imported(source):
@@ -41,8 +41,8 @@ def violations(module: str, source: str) -> list[str]:
             if place in PACKAGES and target in PACKAGES and target != place:
                 if PACKAGES.index(target) < PACKAGES.index(place):
                     found.append(f"{module} imports {name}: upwards")
-                if (place, target) in STRANGERS or (target, place) in STRANGERS:
-                    found.append(f"{module} imports {name}: the two must not know each other")
+                if (place, target) in UNRELATED or (target, place) in UNRELATED:
+                    found.append(f"{module} imports {name}: these packages must not import each other")
             if place in MODULES and target in PACKAGES:
                 found.append(f"{module} imports {name}: upwards")
         found += [
@@ -63,20 +63,20 @@ def test_imports_go_down_only() -> None:
     assert [line for name, source in modules().items() for line in violations(name, source)] == []
 
 
-def test_packages_are_those_of_the_plan_and_their_init_files_are_empty() -> None:
+def test_the_packages_are_known_and_their_init_files_are_empty() -> None:
     found = modules()
     assert {name.split(".")[0] for name in found} == {*PACKAGES, *MODULES}
     assert {name: source for name, source in found.items() if name.endswith(".__init__") and source} == {}
 
 
-def test_feast_asof_knows_nothing_of_salescast() -> None:
+def test_feast_asof_does_not_import_salescast() -> None:
     for path in (SRC / "feast_asof").glob("*.py"):
         assert not [name for name in imported(path.read_text()) if name.split(".")[0] == "salescast"], path.name
 
 
-def test_no_circle_between_modules() -> None:
-    found = modules()
-    edges = {name: {n for n in found if _refers(name, n, source)} for name, source in found.items()}
+def test_modules_have_no_import_cycles() -> None:
+    sources = modules()
+    edges = {name: {n for n in sources if _refers(name, n, source)} for name, source in sources.items()}
     done: set[str] = set()
     while ready := {name for name, targets in edges.items() if name not in done and targets <= done}:
         done |= ready
@@ -101,5 +101,5 @@ def _refers(name: str, other: str, source: str) -> bool:
         ("model.network", "import torch.distributed as dist"),
     ],
 )
-def test_a_forbidden_import_is_found(module: str, line: str) -> None:
+def test_a_forbidden_import_is_reported(module: str, line: str) -> None:
     assert violations(module, line)

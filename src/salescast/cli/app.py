@@ -23,7 +23,6 @@ from salescast.cli.options import (
     RenameOption,
     SalesHelp,
     SeedOption,
-    SeedsOption,
     ServiceOption,
     SkipOption,
     StoresOption,
@@ -171,13 +170,12 @@ def train_model(
     workdir: WorkdirOption = None,
     horizon: HorizonOption = None,
     service: ServiceOption = None,
-    seeds: SeedsOption = None,
     cutoff: Annotated[str | None, typer.Option(help="Last week seen; by default the last week there is.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train one model with torchrun and write its bundle.
 
-    Example: `salescast train --seeds 3`
+    Example: `salescast train --horizon 13`
     """
     from salescast.data import dataset
     from salescast.model import bundle
@@ -186,10 +184,8 @@ def train_model(
     work = workdir_of(workdir)
     with locked(work.root):
         final = dates_of(cutoff)[0] if cutoff else dataset.Dataset.read(work.data).last_week
-        trained = stages.train_stage(
-            work, train_config(feature_service=service, horizon=horizon, members=seeds), [], final=final
-        )
-    output.trained(trained, bundle.read_metadata(trained.final)["metrics"], as_json)
+        trained = stages.train_stage(work, train_config(feature_service=service, horizon=horizon), [], final=final)
+    output.trained(trained, bundle.read_metadata(trained.final).metadata.metrics, as_json)
 
 
 @app.command("backtest")
@@ -202,7 +198,6 @@ def run_backtest(
         Path | None, typer.Option(help="File to write: .csv, .parquet, .xlsx.", show_default="WORKDIR/backtest.parquet")
     ] = None,
     service: ServiceOption = None,
-    seeds: SeedsOption = None,
     no_refit: Annotated[bool, typer.Option("--no-refit", help="Train at the first cutoff only.")] = False,
     others: Annotated[
         str | None, typer.Option("--with", help="Other methods (extra `bench`): lightgbm,mstl,svd.")
@@ -223,11 +218,11 @@ def run_backtest(
         frame = stages.run_backtest(
             work,
             data or work.raw,
-            train_config(feature_service=service, horizon=horizon, members=seeds),
+            train_config(feature_service=service, horizon=horizon),
             dates_of(cutoffs) if cutoffs else None,
             out or work.backtest,
             refit=not no_refit,
-            with_others=names_of(others),
+            references=names_of(others),
         )
     output.scores(metrics.scores(frame), as_json)
 
@@ -409,7 +404,6 @@ def run_pipeline(
     cutoffs: CutoffsOption = None,
     horizon: HorizonOption = None,
     service: ServiceOption = None,
-    seeds: SeedsOption = None,
     seed: SeedOption = 42,
     as_json: JsonOption = False,
 ) -> None:
@@ -433,9 +427,7 @@ def run_pipeline(
     work = workdir_of(workdir)
     dates = dates_of(cutoffs) if cutoffs else None
     with locked(work.root), output.stages() as started:
-        summary = run(
-            work, source, train_config(feature_service=service, horizon=horizon, members=seeds), dates, started
-        )
+        summary = run(work, source, train_config(feature_service=service, horizon=horizon), dates, started)
     output.summary(summary, as_json)
 
 

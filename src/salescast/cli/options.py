@@ -31,12 +31,6 @@ ServiceOption = Annotated[
         show_default="SALESCAST_FEATURE_SERVICE, else the first",
     ),
 ]
-SeedsOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Networks in the ensemble (one bundle, one forward pass).", show_default="SALESCAST_MEMBERS, else 1"
-    ),
-]
 SalesHelp: Final = "CSV or Parquet with Store, Dept, Date, Weekly_Sales"
 FeaturesOption = Annotated[Path | None, typer.Option(help="CSV or Parquet with Store, Date and columns of the week.")]
 StoresOption = Annotated[Path | None, typer.Option(help="CSV or Parquet with Store, Type, Size, Region.")]

@@ -1,7 +1,7 @@
 """What a person sees in the terminal: tables on stdout that fit 80 columns, or JSON; progress and errors on stderr."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -224,7 +224,7 @@ def reproduced(found: "Sequence[Comparison]", as_json: bool) -> None:
         failure(f"the bundle is another one; what differs beside it: {others}")
 
 
-def score_table(rows: Sequence[dict[str, Any]], noise_floor: float | None = None) -> Table:
+def score_table(rows: Sequence[Mapping[str, Any]], noise_floor: float | None = None) -> Table:
     """Models and baselines with their pooled metrics, best first."""
     table = Table(box=box.SIMPLE_HEAD, title="backtest, all cutoffs", title_justify="left", caption_justify="left")
     if any((row["mape"] or 0) > 1 for row in rows):

@@ -1,4 +1,4 @@
-"""Backtest frames: forecasts beside actual sales, cutoffs, and permutation importance."""
+"""Backtests: cutoffs, base rows, forecasts with actual sales, and permutation importance."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -8,11 +8,12 @@ import numpy as np
 import polars as pl
 
 from salescast.errors import UserError
+from salescast.evaluation.forecast_frames import backtest_frame
+from salescast.evaluation.metrics import COLUMNS, scores
 from salescast.schema import KEYS, LABEL, SEASON, TIMESTAMP
 
 if TYPE_CHECKING:
     from salescast.model.bundle import Bundle, Forecast
-from salescast.evaluation.metrics import COLUMNS, scores
 
 QUARTER: Final = 13  # weeks
 
@@ -20,10 +21,10 @@ QUARTER: Final = 13  # weeks
 def quarterly_cutoffs(
     first: date, last: date, horizon: int, holdout_weeks: int, min_history: int, count: int = 4
 ) -> list[date]:
-    """Up to `count` cutoffs 13 weeks apart, the latest one `horizon` weeks before `last`, the earliest first.
+    """Up to `count` cutoffs, 13 weeks apart, in ascending order; the latest is `horizon` weeks before `last`.
 
-    Only cutoffs with a season, the held-out weeks and a horizon of history before them; with less history than that,
-    one cutoff. Raises UserError when not even that leaves anything to learn from.
+    Each has a season, the held-out weeks and a horizon of history before it. With less history only the latest cutoff
+    is returned. Raises UserError when there is too little history for that one.
     """
     latest = last - timedelta(weeks=horizon)
     if latest <= first + timedelta(weeks=horizon) or latest < first + timedelta(weeks=min_history):
@@ -31,29 +32,23 @@ def quarterly_cutoffs(
             f"{(last - first).days // 7 + 1} weeks of sales are too few to test forecasts {horizon} weeks ahead; "
             "bring more history or choose a smaller --horizon"
         )
-    enough = first + timedelta(weeks=SEASON + holdout_weeks + horizon)
+    earliest = first + timedelta(weeks=SEASON + holdout_weeks + horizon)
     steps = [latest - timedelta(weeks=QUARTER * k) for k in range(count)]
-    return sorted(cutoff for cutoff in steps if cutoff >= enough) or [latest]
+    return sorted(cutoff for cutoff in steps if cutoff >= earliest) or [latest]
 
 
-def frame_of(forecast: "Forecast", rows: pl.DataFrame, model: str) -> pl.DataFrame:
-    """Forecasts in long form: keys, cutoff (the week before the row's), horizon (1 = first week), week, quantiles."""
-    n, horizon = forecast.weeks.shape
-    return pl.DataFrame(
-        {
-            **{key: np.repeat(rows[key].to_numpy(), horizon) for key in KEYS},
-            "cutoff": np.repeat(rows[TIMESTAMP].dt.date().to_numpy(), horizon),
-            "horizon": np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
-            "week": forecast.weeks.reshape(-1),
-            "yhat": forecast.at(0.5).reshape(-1),
-            "p10": forecast.at(0.1).reshape(-1),
-            "p90": forecast.at(0.9).reshape(-1),
-        }
-    ).with_columns(pl.col("cutoff") - timedelta(weeks=1), pl.lit(model).alias("model"))
+def model_frame(forecast: "Forecast", rows: pl.DataFrame, model: str) -> pl.DataFrame:
+    """The forecasts from `rows` (one per series) as a backtest frame."""
+    return backtest_frame(
+        rows, forecast.weeks, model, yhat=forecast.at(0.5), p10=forecast.at(0.1), p90=forecast.at(0.9)
+    )
 
 
 def base_rows(training: pl.LazyFrame, cutoff: date) -> pl.DataFrame:
-    """The rows of the training set from which the weeks after `cutoff` are forecast: one a series."""
+    """The rows of the training set from which the weeks after `cutoff` are forecast, one per series.
+
+    Raises UserError when there are none.
+    """
     base = datetime.combine(cutoff + timedelta(weeks=1), time(), UTC)
     rows = training.filter(pl.col(TIMESTAMP) == base).collect()
     if rows.is_empty():
@@ -69,7 +64,7 @@ def base_rows(training: pl.LazyFrame, cutoff: date) -> pl.DataFrame:
 
 
 def with_actuals(forecasts: pl.DataFrame, training: pl.LazyFrame) -> pl.DataFrame:
-    """Join what was sold (`y`, null where nothing was observed) and bring the columns into order."""
+    """Join the actual sales (`y`, null where nothing was observed); returns the columns COLUMNS."""
     actuals = training.select(*KEYS, week=pl.col(TIMESTAMP).dt.date(), y=pl.col(LABEL).cast(pl.Float64)).collect()
     return forecasts.join(actuals, on=[*KEYS, "week"], how="left", maintain_order="left").select(COLUMNS)
 
@@ -79,7 +74,7 @@ def importance(
 ) -> pl.DataFrame:
     """Permutation importance (Breiman 2001): WMAPE on the backtest's rows with one group's columns shuffled together.
 
-    The columns of a group keep their common row, so their relation survives and only their tie to the series is cut.
+    All columns of a group are shuffled with the same permutation, which keeps the relations between them.
     Returns group, wmape, increase (in WMAPE over the unshuffled rows), largest first.
     """
     results: dict[str, list[pl.DataFrame]] = {name: [] for name in ("", *groups)}
@@ -90,11 +85,11 @@ def importance(
             shuffled = rows.with_columns(
                 rows[column][order] for column in groups.get(name, ()) if column in rows.columns
             )
-            frames.append(frame_of(bundle.predict(shuffled), rows, name))
+            frames.append(model_frame(bundle.predict(shuffled), rows, name))
     table = scores(with_actuals(pl.concat(frame for frames in results.values() for frame in frames), training))
-    whole = table.filter(pl.col("model") == "")["wmape"].item()
+    unshuffled = table.filter(pl.col("model") == "")["wmape"].item()
     return (
         table.filter(pl.col("model") != "")
-        .select(group="model", wmape="wmape", increase=pl.col("wmape") - whole)
+        .select(group="model", wmape="wmape", increase=pl.col("wmape") - unshuffled)
         .sort("increase", "group", descending=[True, False])
     )

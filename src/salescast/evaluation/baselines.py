@@ -1,32 +1,34 @@
-"""Forecasts that need no model: what every model has to beat.
+"""Baselines: forecasts without a model, which every model has to beat.
 
 naive                    the last observed sales
 mean_4                   mean of what was observed in the last 4 weeks
 seasonal_naive           sales of the same week last year (52 weeks earlier)
 growth_seasonal_naive    that, times the sales of the last 8 weeks over those of the same weeks a year earlier
 
-Where last year's week is not known, the mean of the last 13 weeks stands in; where nothing was observed in a method's
-weeks, the last observed sales do, so that every series gets a forecast.
+A missing week of last year is replaced by the mean of the last 13 weeks. A method without any observation in its weeks
+uses the last observed sales, so that every series gets a forecast.
 """
 
-from datetime import date, datetime, time, timedelta
+from datetime import date
 from typing import Final
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from salescast.errors import UserError
-from salescast.features.history import Floats, Ints, mean, paired, ratio
+from salescast.evaluation.forecast_frames import backtest_frame
+from salescast.features.history import Floats, History, dense, mean, paired, ratio
 from salescast.schema import KEYS, LABEL, SEASON, TIMESTAMP
 
 NAMES: Final = ("naive", "mean_4", "seasonal_naive", "growth_seasonal_naive")
 GROWTH_WEEKS: Final = 8
 GROWTH_BOUNDS: Final = (0.3, 3.0)
-TRIALS: Final = 13  # earlier cutoffs whose errors make the intervals
+TRIALS: Final = 13  # earlier cutoffs whose errors give the intervals
 LEVELS: Final = (0.1, 0.9)
 
 
-def points(sales: Floats, horizon: int) -> dict[str, Floats]:
+def point_forecasts(sales: Floats, horizon: int) -> dict[str, Floats]:
     """Forecasts [n, horizon] by name, of the weeks after `sales` [n, T] (NaN = not observed)."""
     n, weeks = sales.shape
     seen = np.isfinite(sales)
@@ -50,16 +52,16 @@ def points(sales: Floats, horizon: int) -> dict[str, Floats]:
     }
 
 
-def intervals(sales: Floats, horizon: int) -> dict[str, Floats]:
-    """For each baseline the 0.1 and 0.9 quantiles of its errors over the series' scale, [2, horizon].
+def error_quantiles(sales: Floats, horizon: int) -> dict[str, Floats]:
+    """The 0.1 and 0.9 quantiles of each baseline's errors divided by the scale of the series, [2, horizon].
 
-    Errors of the TRIALS latest cutoffs whose weeks are all observed by now, pooled over series; 0 where there are none.
+    Errors at the TRIALS latest cutoffs whose weeks are all in the past, pooled over series; 0 without errors.
     """
     weeks = sales.shape[1]
     errors: dict[str, list[Floats]] = {name: [] for name in NAMES}
     for cutoff in range(max(weeks - horizon - TRIALS + 1, 1), weeks - horizon + 1):
         scale = _scale(sales[:, :cutoff])
-        for name, values in points(sales[:, :cutoff], horizon).items():
+        for name, values in point_forecasts(sales[:, :cutoff], horizon).items():
             errors[name].append((sales[:, cutoff : cutoff + horizon] - values) / scale[:, None])
     return {
         name: _quantiles(np.concatenate(parts)) if parts else np.zeros((2, horizon)) for name, parts in errors.items()
@@ -83,55 +85,45 @@ def _quantiles(errors: Floats) -> Floats:
     )
 
 
-def observed(training: pl.LazyFrame, cutoff: date) -> tuple[pl.DataFrame, Floats]:
-    """Keys of every series observed by `cutoff`, and its sales [n, T] up to it (NaN = not observed).
+def observed_sales(training: pl.LazyFrame, cutoff: date) -> History:
+    """The series observed by `cutoff`, with their sales up to it.
 
     `training` holds keys, event_timestamp and weekly_sales. Raises UserError when nothing was observed by the cutoff.
     """
-    limit = datetime.combine(cutoff, time())
-    seen = (
-        training.select(*KEYS, pl.col(TIMESTAMP).dt.replace_time_zone(None).alias("week"), LABEL)
-        .filter(pl.col(LABEL).is_not_null() & (pl.col("week") <= limit))
-        .sort(*KEYS, "week")
+    sales = (
+        training.select(*KEYS, pl.col(TIMESTAMP).dt.date().alias("week"), LABEL)
+        .filter(pl.col(LABEL).is_not_null() & (pl.col("week") <= cutoff))
         .collect()
     )
-    if seen.is_empty():
+    if sales.is_empty():
         raise UserError(f"no sales are observed up to the cutoff {cutoff}; choose a later one")
-    series = seen.select(KEYS).unique(maintain_order=True)
-    row = seen.select(pl.struct(KEYS).rle_id()).to_series().to_numpy()
-    back = (pl.lit(limit) - pl.col("week")).dt.total_days() // 7
-    place = seen.select(back).to_series().to_numpy()
-    sales = np.full((series.height, int(place.max()) + 1), np.nan)
-    sales[row, sales.shape[1] - 1 - place] = seen[LABEL].to_numpy()
-    return series, sales
+    return dense(sales, last=cutoff)
 
 
 def forecasts(training: pl.LazyFrame, cutoff: date, horizon: int) -> pl.DataFrame:
-    """Every baseline for the `horizon` weeks after `cutoff`, of every series observed by then, in long form.
+    """Every baseline for the `horizon` weeks after `cutoff`, of every series observed by then, as a backtest frame.
 
-    `training` as for `observed`. Returns keys, cutoff, horizon (1 = the first week), week, yhat, p10, p90, model.
+    `training` as for `observed_sales`.
     """
-    series, sales = observed(training, cutoff)
-    scale = np.nan_to_num(_scale(sales))[:, None]
-    spread = intervals(sales, horizon)
+    history = observed_sales(training, cutoff)
+    weeks = target_weeks(history, horizon)
+    scale = np.nan_to_num(_scale(history.sales))[:, None]
+    errors = error_quantiles(history.sales, horizon)
     return pl.concat(
-        long(series, cutoff, name, values, values + spread[name][0] * scale, values + spread[name][1] * scale)
-        for name, values in points(sales, horizon).items()
-    )
-
-
-def long(series: pl.DataFrame, cutoff: date, name: str, yhat: Floats, p10: Floats, p90: Floats) -> pl.DataFrame:
-    """Forecasts [n, horizon] of the series in the form that `forecasts` returns."""
-    n, horizon = yhat.shape
-    ahead: Ints = np.tile(np.arange(1, horizon + 1), n)
-    return (
-        series[np.repeat(np.arange(n), horizon)]
-        .with_columns(pl.lit(cutoff).alias("cutoff"), pl.Series("horizon", ahead, dtype=pl.Int32))
-        .with_columns((pl.col("cutoff") + pl.col("horizon") * timedelta(weeks=1)).alias("week"))
-        .with_columns(
-            pl.Series("yhat", yhat.reshape(-1)),
-            pl.Series("p10", p10.reshape(-1)),
-            pl.Series("p90", p90.reshape(-1)),
-            pl.lit(name).alias("model"),
+        backtest_frame(
+            history.series,
+            weeks,
+            name,
+            yhat=values,
+            p10=values + errors[name][0] * scale,
+            p90=values + errors[name][1] * scale,
         )
+        for name, values in point_forecasts(history.sales, horizon).items()
     )
+
+
+def target_weeks(history: History, horizon: int) -> NDArray[np.datetime64]:
+    """The weeks after a history for each of its series, datetime64[D] [n, horizon]."""
+    n, weeks = history.sales.shape
+    after = history.first_week + (weeks + np.arange(horizon)) * np.timedelta64(7, "D")
+    return np.tile(after, (n, 1))

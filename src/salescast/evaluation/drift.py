@@ -1,4 +1,4 @@
-"""How far new weeks have drifted from the weeks that a model was trained on."""
+"""Drift of new weeks from the weeks that a model was trained on."""
 
 import math
 from collections.abc import Mapping
@@ -8,51 +8,48 @@ from typing import Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from salescast import schema
 from salescast.features.contracts import COLUMNS
+from salescast.features.history import Ints
 from salescast.schema import KEYS, TIMESTAMP
 
 BINS: Final = 10
-# What the series of a store, a department or all share in a week has too few values for a distribution.
+# Features shared by all series of a store, of a department or of the dataset: too few values for a distribution.
 POOLED: Final = ("market_level", *schema.SEASONAL_GROUPS["pooled"])
-STRONG: Final = 0.25  # of the population stability index: the distribution is another one (Siddiqi 2006)
-LEAST: Final = 1e-4  # a share of nothing: the index has no value for an empty bin
-SAMPLE: Final = 1_000_000  # rows from which quantiles are taken
+STRONG: Final = 0.25  # population stability index of a changed distribution (Siddiqi 2006)
+LEAST: Final = 1e-4  # share of an empty bin, for which the index is not defined
+SAMPLE: Final = 1_000_000  # most rows that an index is computed from
 
 
 def stability(expected: pl.Series, actual: pl.Series) -> float:
     """Population stability index of `actual` against `expected`: sum of (a - e) ln(a / e) over the bins' shares.
 
-    Bins are the deciles of `expected`, or its values where it is text, and one for what is missing (Siddiqi, Credit
-    Risk Scorecards, 2006; Yurdakul, Statistical Properties of the Population Stability Index, 2018). Below 0.1 nothing
-    has changed, above 0.25 a lot has. An empty bin counts as a share of 0.0001. NaN without values to compare.
+    Bins are the deciles of `expected`, or its values where it is text, and one for missing values (Siddiqi, Credit
+    Risk Scorecards, 2006; Yurdakul, Statistical Properties of the Population Stability Index, 2018). Below 0.1: no
+    change; above 0.25: a large change. An empty bin counts as a share of 0.0001. NaN if either series is empty.
     """
     if not len(expected) or not len(actual):
         return math.nan
-    number = _text_bins if expected.dtype == pl.String else _number_bins
-    count, *bins = number(expected, actual)
-    e, a = (np.maximum(np.bincount(found, minlength=count) / len(found), LEAST) for found in bins)
+    assign = _text_bins if expected.dtype == pl.String else _number_bins
+    count, *bins = assign(expected, actual)
+    e, a = (np.maximum(np.bincount(bin, minlength=count) / len(bin), LEAST) for bin in bins)
     return float(((a - e) * np.log(a / e)).sum())
 
 
-Bins = NDArray[np.int64]
-
-
-def _number_bins(expected: pl.Series, actual: pl.Series) -> tuple[int, Bins, Bins]:
-    """The number of bins, and that of each value's bin."""
+def _number_bins(expected: pl.Series, actual: pl.Series) -> tuple[int, Ints, Ints]:
+    """The number of bins, and the bin of each value."""
     known = expected.drop_nulls().cast(pl.Float64).to_numpy()
     edges = np.unique(np.quantile(known, np.arange(1, BINS) / BINS)) if len(known) else known
 
-    def numbered(values: pl.Series) -> Bins:
+    def binned(values: pl.Series) -> Ints:
         at = np.searchsorted(edges, values.cast(pl.Float64).fill_null(math.nan).to_numpy())
         return np.where(values.is_null().to_numpy(), len(edges) + 1, at)
 
-    return len(edges) + 2, numbered(expected), numbered(actual)
+    return len(edges) + 2, binned(expected), binned(actual)
 
 
-def _text_bins(expected: pl.Series, actual: pl.Series) -> tuple[int, Bins, Bins]:
+def _text_bins(expected: pl.Series, actual: pl.Series) -> tuple[int, Ints, Ints]:
     number = {name: place for place, name in enumerate(expected.unique().to_list())}
     unseen = len(number)
     old, new = (np.array([number.get(name, unseen) for name in values], np.int64) for values in (expected, actual))
@@ -60,12 +57,13 @@ def _text_bins(expected: pl.Series, actual: pl.Series) -> tuple[int, Bins, Bins]
 
 
 def drift(training: pl.LazyFrame, views: Mapping[str, Path], cutoff: date) -> pl.DataFrame:
-    """How far the weeks after `cutoff` have drifted from a training set: feature, stability index, most drifted first.
+    """Drift of the weeks after `cutoff` from a training set: feature, psi (stability index), largest first.
 
-    Compared with the training weeks up to `cutoff` of the same months, where there are any: a summer is no drift from
-    a winter. A list counts by its mean; of a store, which has no week, every series counts once. POOLED is left out.
+    The comparison is with training weeks up to `cutoff` of the same months, if there are any, so that the season is not
+    reported as drift. A list counts by its mean. Store features, which do not depend on the week, are compared per
+    series. POOLED is left out.
     """
-    found: list[tuple[str, float]] = []
+    indices: list[tuple[str, float]] = []
     week = pl.col(TIMESTAMP).dt.date()
     for view, path in views.items():
         fresh = pl.scan_parquet(path)
@@ -80,8 +78,8 @@ def drift(training: pl.LazyFrame, views: Mapping[str, Path], cutoff: date) -> pl
         for name, dtype in ((name, dtype) for name, dtype in COLUMNS[view].items() if name not in POOLED):
             value = pl.col(name).list.mean() if isinstance(dtype, pl.List) else pl.col(name)
             expected, actual = (_sample(rows.select(value).collect().to_series()) for rows in (old, fresh))
-            found.append((name, stability(expected, actual)))
-    table = pl.DataFrame(found, schema={"feature": pl.String, "psi": pl.Float64}, orient="row")
+            indices.append((name, stability(expected, actual)))
+    table = pl.DataFrame(indices, schema={"feature": pl.String, "psi": pl.Float64}, orient="row")
     return table.sort("psi", descending=True, nulls_last=True)
 
 

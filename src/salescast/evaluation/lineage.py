@@ -1,7 +1,7 @@
-"""What belongs together: the bundle that is registered, the fits that were tested in its place, and their backtest.
+"""Which bundle and which backtest belong together.
 
-`evaluation.json`, written last by a backtest, ties the backtest file to the recipe (data, calendar, settings) and the
-bundles that made it. A bundle was judged by a backtest if it is the same recipe, fitted up to its own cutoff.
+A backtest writes `evaluation.json` last. It ties the backtest file to the recipe (data, calendar, settings) and to the
+bundles that made it. A backtest evaluates a bundle if both have the same recipe and the same code.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 
 from salescast.errors import UserError
 from salescast.model import bundle
+from salescast.model.bundle import SavedMetadata
 from salescast.model.recipe import Recipe
 from salescast.runtime.atomic_files import replace_file
 from salescast.runtime.checksums import sha256
@@ -23,23 +24,28 @@ REMEDY: Final = "run `salescast train` and `salescast backtest` with the same se
 
 @dataclass(frozen=True)
 class Fitted:
-    """One bundle by its digests: of what it was made from, and of its content."""
+    """One bundle, identified by the digest of its recipe and cutoff and by the digest of its content."""
 
     cutoff: date
     fit_digest: str
     digest: str
 
     @classmethod
+    def from_metadata(cls, saved: SavedMetadata) -> Self:
+        return cls(saved.metadata.cutoff, saved.metadata.fit_digest, saved.digest)
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From parsed JSON. Raises KeyError, TypeError, ValueError."""
         return cls(date.fromisoformat(values["cutoff"]), str(values["fit_digest"]), str(values["digest"]))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The manifest of a backtest, of whose file `backtest` is the digest."""
+    """The manifest of a backtest; `backtest` is the digest of its file."""
 
     recipe: Recipe
-    tested: dict[str, Fitted]  # by the cutoff that was forecast from
+    tested: dict[str, Fitted]  # by cutoff
     backtest: str
 
     def write(self, path: Path) -> None:
@@ -48,7 +54,7 @@ class Evaluation:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises UserError for a missing or damaged one."""
+        """Raises UserError for a missing or damaged manifest."""
         try:
             values = json.loads(path.read_text())
             return cls(
@@ -58,49 +64,51 @@ class Evaluation:
             )
         except FileNotFoundError:
             raise UserError(f"no backtest in {path.parent}; run `salescast backtest`") from None
+        except UserError as error:
+            raise UserError(f"{path} is of another version ({error}); run `salescast backtest` again") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error!r}); run `salescast backtest` again") from None
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The bundle that forecasts the future, and the evaluation of its recipe."""
+class Candidate:
+    """A bundle that may be promoted, and the evaluation of its recipe."""
 
     final: Fitted
     evaluation: Evaluation
 
 
-def note(workdir: Workdir, tested: Mapping[date, Path]) -> None:
-    """Write the manifest of the backtest in the workdir, made by the bundles in the folders `tested`, by cutoff."""
-    described = {cutoff: bundle.read_metadata(folder) for cutoff, folder in tested.items()}
-    recipe = Recipe.from_dict(next(iter(described.values())))
-    fits = {str(cutoff): Fitted.from_dict(values) for cutoff, values in described.items()}
+def write_evaluation(workdir: Workdir, tested: Mapping[date, Path]) -> None:
+    """Write the manifest of the workdir's backtest, which the bundles in the folders `tested` (by cutoff) made."""
+    saved = {cutoff: bundle.read_metadata(folder) for cutoff, folder in tested.items()}
+    recipe = next(iter(saved.values())).metadata.recipe
+    fits = {str(cutoff): Fitted.from_metadata(one) for cutoff, one in saved.items()}
     Evaluation(recipe, fits, sha256(workdir.backtest)).write(workdir.evaluation)
 
 
-def judged(workdir: Workdir) -> Judged:
+def candidate(workdir: Workdir) -> Candidate:
     """The workdir's bundle with the workdir's backtest.
 
-    Raises UserError when one is missing or damaged, and, naming what differs, when the two were not made from the same
-    data, settings and code.
+    Raises UserError when one is missing or damaged, and when the two differ in data, settings or code; the message
+    names the differences.
     """
-    described = bundle.read_metadata(workdir.models)
-    bundle.load(workdir.models)  # whose files belong together
-    made, final = Recipe.from_dict(described), Fitted.from_dict(described)
+    saved = bundle.read_metadata(workdir.models)
+    bundle.load(workdir.models)  # refuses damaged files
+    recipe, final = saved.metadata.recipe, Fitted.from_metadata(saved)
     if not workdir.backtest.is_file():
         raise UserError(f"no backtest in {workdir.root}; run `salescast backtest`")
-    found = Evaluation.read(workdir.evaluation)
-    if sha256(workdir.backtest) != found.backtest:
+    evaluation = Evaluation.read(workdir.evaluation)
+    if sha256(workdir.backtest) != evaluation.backtest:
         raise UserError(f"{workdir.backtest} is damaged or of another backtest; run `salescast backtest` again")
-    different = made.differences(found.recipe)
+    different = recipe.differences(evaluation.recipe)
     if different:
         raise UserError(
-            f"the bundle in {workdir.models} is not what the backtest judged ({'; '.join(different)}); {REMEDY}"
+            f"the bundle in {workdir.models} is not what the backtest evaluated ({'; '.join(different)}); {REMEDY}"
         )
-    for fitted in (final, *found.tested.values()):
-        if fitted.fit_digest != made.fit_digest(fitted.cutoff):
+    for fitted in (final, *evaluation.tested.values()):
+        if fitted.fit_digest != recipe.fit_digest(fitted.cutoff):
             raise UserError(
-                f"the fit up to {fitted.cutoff} was made by other code than this: whether the bundle in "
-                f"{workdir.models} and the backtest belong together is unknown; {REMEDY}"
+                f"the fit up to {fitted.cutoff} was made by other code than this version's, so the backtest may not "
+                f"apply to the bundle in {workdir.models}; {REMEDY}"
             )
-    return Judged(final, found)
+    return Candidate(final, evaluation)

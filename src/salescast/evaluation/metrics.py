@@ -1,41 +1,50 @@
 """How good forecasts are: metrics as Polars expressions over a backtest frame, and tables of them.
 
 A backtest frame has one row per (store_id, dept_id, cutoff, horizon, model) with `week`, `y`, `yhat` (median), `p10`,
-`p90`; rows without an observed `y` do not count. Every metric is a pooled sum or a mean of those rows, so the same
-expression serves any grouping.
+`p90`; rows without an observed `y` do not count. Every metric is a pooled sum or a mean over rows, so that the same
+expression works for any grouping.
 """
 
 from collections.abc import Sequence
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final, TypedDict, cast
 
 import polars as pl
 
 from salescast.errors import UserError
 from salescast.schema import KEYS, SEASON
 
-if TYPE_CHECKING:
-    pass
-
-
 COLUMNS: Final = (*KEYS, "cutoff", "horizon", "week", "y", "yhat", "p10", "p90", "model")
 SCALES: Final = ("mae_scale", "mse_scale")
+
+
+class Score(TypedDict):
+    """Metrics of one model, pooled over its rows; None where a metric is not defined."""
+
+    model: str
+    wmape: float | None
+    mape: float | None
+    bias: float | None
+    wql: float | None
+    coverage: float | None
+    rows: int
+
 
 _y, _yhat, _error = pl.col("y"), pl.col("yhat"), pl.col("y") - pl.col("yhat")
 
 
 def wmape() -> pl.Expr:
-    """sum |y - yhat| / sum |y|: the share of all sales that was missed."""
+    """sum |y - yhat| / sum |y|."""
     return _error.abs().sum() / _y.abs().sum()
 
 
 def mape() -> pl.Expr:
-    """Mean of |y - yhat| / |y| over rows with y != 0 (it is not defined for the others)."""
+    """Mean of |y - yhat| / |y| over the rows with y != 0."""
     return (_error / _y).abs().filter(_y != 0).mean()
 
 
 def bias() -> pl.Expr:
-    """sum (yhat - y) / sum |y|: above zero the forecasts are too high."""
+    """sum (yhat - y) / sum |y|; positive if the forecasts are too high."""
     return -_error.sum() / _y.abs().sum()
 
 
@@ -52,12 +61,12 @@ def wql() -> pl.Expr:
 
 
 def coverage() -> pl.Expr:
-    """Share of rows whose y lies in [p10, p90]; 0.8 is right."""
+    """Share of rows whose y lies in [p10, p90]; the target is 0.8."""
     return ((_y >= pl.col("p10")) & (_y <= pl.col("p90"))).filter(pl.col("p10").is_not_null()).mean()
 
 
 def wmae(holiday_weight: float = 5.0) -> pl.Expr:
-    """Kaggle's metric of the Walmart competition: mean absolute error, holiday weeks (`is_holiday`) weigh five."""
+    """The metric of Kaggle's Walmart competition: mean absolute error, holiday weeks (`is_holiday`) with weight 5."""
     weight = pl.when(pl.col("is_holiday")).then(holiday_weight).otherwise(1.0)
     return (weight * _error.abs()).sum() / weight.sum()
 
@@ -83,16 +92,16 @@ def seasonal_scales(sales: pl.DataFrame, cutoffs: Sequence[date]) -> pl.DataFram
 
 
 def scores(backtest: pl.DataFrame, by: Sequence[str] = ("model",)) -> pl.DataFrame:
-    """One row per group of `by` with every metric and the number of rows, best WMAPE first.
+    """One row per group of `by` with every metric and the number of rows, lowest WMAPE first.
 
     With the columns of `seasonal_scales` joined, RMSSE and MASE are added: computed per series and cutoff, then
-    averaged, as a scaled error of one series must not be pooled with another's. Series without a scale are left out.
+    averaged, because errors with different scales must not be pooled. Series without a scale are left out.
     """
-    seen = backtest.filter(_y.is_not_null())
+    observed = backtest.filter(_y.is_not_null())
     extra = {"wmae": wmae()} if "is_holiday" in backtest.columns else {}
-    pooled = seen.group_by(by).agg(**{name: metric() for name, metric in METRICS.items()}, **extra, rows=pl.len())
+    pooled = observed.group_by(by).agg(**{name: metric() for name, metric in METRICS.items()}, **extra, rows=pl.len())
     if all(column in backtest.columns for column in SCALES):
-        per_series = seen.group_by(*{*by, *KEYS, "cutoff"}).agg(
+        per_series = observed.group_by(*{*by, *KEYS, "cutoff"}).agg(
             rmsse=((_error**2).mean() / pl.col("mse_scale").first()).sqrt(),
             mase=_error.abs().mean() / pl.col("mae_scale").first(),
         )
@@ -101,8 +110,13 @@ def scores(backtest: pl.DataFrame, by: Sequence[str] = ("model",)) -> pl.DataFra
     return pooled.sort("wmape")
 
 
+def score_rows(backtest: pl.DataFrame) -> list[Score]:
+    """`scores` by model, as rows."""
+    return cast(list[Score], scores(backtest).to_dicts())
+
+
 def check_cutoffs(first: date, last: date, min_history: int, cutoffs: Sequence[date]) -> None:
-    """Raises UserError for a cutoff that is no week of the data or leaves nothing to learn from or to test on."""
+    """Raise UserError for a cutoff that is not a week of the data, or without weeks to train on or to test on."""
     earliest, latest = first + timedelta(weeks=min_history), last - timedelta(weeks=1)
     wrong = [day for day in cutoffs if (day - last).days % 7 or not earliest <= day <= latest]
     if wrong:

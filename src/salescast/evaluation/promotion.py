@@ -1,74 +1,70 @@
-"""Whether a model becomes champion: its backtest against the baselines and the current champion."""
+"""The promotion rule: a model becomes champion if its backtest beats the baselines and the current champion."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import polars as pl
 
 from salescast.evaluation.metrics import scores
 from salescast.schema import KEYS
 
-if TYPE_CHECKING:
-    pass
-
-
-logger = logging.getLogger(__name__)
 ROW: Final = (*KEYS, "cutoff", "horizon")
-PEAK: Final = 1.2
+CHAMPION: Final = "the champion"  # the champion's name in the comparison
+PEAK: Final = 1.2  # times the median week's sales
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a model may serve, and the sentence that says why."""
+class Promotion:
+    """The decision whether a model becomes champion, and its reason in one sentence."""
 
-    champion: bool
+    promoted: bool
     reason: str
 
 
-def judge(backtest: pl.DataFrame, model: str, champion: pl.DataFrame | None) -> Verdict:
-    """Compare `model` with every other model of its backtest and with the champion's backtest on the rows both have.
+def decide(backtest: pl.DataFrame, model: str, champion: pl.DataFrame | None) -> Promotion:
+    """Compare `model` with the other models of its backtest, and with the champion's backtest on their common rows.
 
-    The model must have the lower WMAPE pooled, at every cutoff and in the peak weeks. A champion without a common row
-    (its data are older than every cutoff) cannot be compared and gives way.
+    The model must have the lowest WMAPE pooled, at every cutoff and in the peak weeks. A champion without a common row
+    (its data end before every cutoff) cannot be compared and is replaced.
     """
-    lost = _lost(backtest, model)
-    if lost:
-        return Verdict(False, lost)
+    defeat = _defeat(backtest, model)
+    if defeat:
+        return Promotion(False, defeat)
     won = "beats every baseline, pooled, at every cutoff and in the peak weeks"
     if champion is None:
-        return Verdict(True, f"{won}; there was no champion")
-    mine = backtest.filter(pl.col("model") == model)
-    theirs = mine.drop("yhat", "p10", "p90", "model").join(champion.select(*ROW, "yhat", "p10", "p90"), on=ROW)
-    if theirs.is_empty():
-        return Verdict(True, f"{won}; the champion was tested on other cutoffs and cannot be compared")
-    theirs = theirs.with_columns(model=pl.lit("the champion")).select(mine.columns)
-    both = pl.concat([mine.join(theirs, on=ROW, how="semi"), theirs])
-    lost = _lost(both, model)
-    if lost:
-        return Verdict(False, f"{lost}, on the same rows")
-    new, old = (scores(both).filter(pl.col("model") == name)["wmape"].item() for name in (model, "the champion"))
-    return Verdict(True, f"{won}, and the champion: WMAPE {new:.2%} against {old:.2%} on the same rows")
+        return Promotion(True, f"{won}; there was no champion")
+    candidate = backtest.filter(pl.col("model") == model)
+    forecasts = champion.select(*ROW, "yhat", "p10", "p90")
+    common = candidate.drop("yhat", "p10", "p90", "model").join(forecasts, on=ROW)
+    if common.is_empty():
+        return Promotion(True, f"{won}; the champion was tested on other cutoffs and cannot be compared")
+    common = common.with_columns(model=pl.lit(CHAMPION)).select(candidate.columns)
+    both = pl.concat([candidate.join(common, on=ROW, how="semi"), common])
+    defeat = _defeat(both, model)
+    if defeat:
+        return Promotion(False, f"{defeat}, on the same rows")
+    new, old = (scores(both).filter(pl.col("model") == name)["wmape"].item() for name in (model, CHAMPION))
+    return Promotion(True, f"{won}, and the champion: WMAPE {new:.2%} against {old:.2%} on the same rows")
 
 
-def _lost(backtest: pl.DataFrame, model: str) -> str | None:
-    """Where `model` does not have the least WMAPE of all; None if it has it everywhere."""
-    for place, rows in _places(backtest, model):
+def _defeat(backtest: pl.DataFrame, model: str) -> str | None:
+    """The first subset in which `model` does not have the lowest WMAPE, as a sentence; None if there is none."""
+    for name, rows in _subsets(backtest, model):
         table = scores(rows)
-        mine = table.filter(pl.col("model") == model)["wmape"]
-        better = table.filter((pl.col("model") != model) & (pl.col("wmape") <= mine.first()))
+        own = table.filter(pl.col("model") == model)["wmape"]
+        better = table.filter((pl.col("model") != model) & (pl.col("wmape") <= own.first()))
         if better.height:
-            name, other = better.select("model", "wmape").row(0)
-            return f"{place}: WMAPE {mine.item():.2%} does not beat {name} with {other:.2%}"
+            other, wmape = better.select("model", "wmape").row(0)
+            return f"{name}: WMAPE {own.item():.2%} does not beat {other} with {wmape:.2%}"
     return None
 
 
-def _places(backtest: pl.DataFrame, model: str) -> Iterator[tuple[str, pl.DataFrame]]:
-    """The rows that must be won: all together, those of each cutoff, and those of the peak weeks.
+def _subsets(backtest: pl.DataFrame, model: str) -> Iterator[tuple[str, pl.DataFrame]]:
+    """The subsets in which a model must win: all rows, the rows of each cutoff, and those of the peak weeks.
 
-    Peak weeks: weeks of a cutoff in which all series together sold PEAK times the median week of the backtest, or more.
-    There may be none.
+    In a peak week all series of a cutoff together sold at least PEAK times the median week of the backtest. There may
+    be none.
     """
     yield "pooled", backtest
     for (cutoff,), rows in backtest.partition_by("cutoff", as_dict=True, maintain_order=True).items():

@@ -1,11 +1,11 @@
-"""Other people's methods to be measured beside ours, where their packages are installed (extra `bench`).
+"""Published methods to compare the model with; their packages are in the extra `bench`.
 
-lightgbm    gradient boosting of our own inputs and target, one model a quantile
+lightgbm    gradient boosting on the inputs and target of our model, one model per quantile
 mstl        season (52) and trend by loess, exponential smoothing of the rest: statsforecast's MSTL with ETS
-svd         the same on each department's rank-8 reconstruction, as won Kaggle's Walmart competition
+svd         the same on each department's rank-8 reconstruction, the winner of Kaggle's Walmart competition
 
-They see what our model sees: sales up to the cutoff and the calendar after it. `mstl` and `svd` need more than a year
-of a series; what is younger gets the growth-adjusted seasonal naive, so that every method is scored on the same rows.
+They use the same data as our model: sales up to the cutoff and the calendar after it. `mstl` and `svd` need more than a
+year of a series; younger series get the growth-adjusted seasonal naive, so that all methods forecast the same rows.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,12 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from salescast import retail_calendar
 from salescast.errors import UserError
 from salescast.evaluation import baselines
+from salescast.evaluation.forecast_frames import backtest_frame
 from salescast.features.history import RANK, Floats, fill_gaps
 from salescast.model import inputs
 from salescast.model.arrays import LEVEL
@@ -40,7 +42,7 @@ BOOSTING: Final[dict[str, Any]] = {
 
 
 def check(names: Sequence[str], service: str = TRAINING_SERVICE_SEASONAL) -> None:
-    """Raise UserError for a method that is not known, lacks its package, or needs another feature service."""
+    """Raise UserError for an unknown method, a missing package, or a method that needs another feature service."""
     for name in names:
         if name == "lightgbm" and service != TRAINING_SERVICE_SEASONAL:
             raise UserError(f"lightgbm uses our inputs of {TRAINING_SERVICE_SEASONAL}; leave --feature-service out")
@@ -51,7 +53,7 @@ def check(names: Sequence[str], service: str = TRAINING_SERVICE_SEASONAL) -> Non
 
 
 def forecasts(name: str, training: pl.LazyFrame, cutoff: date, horizon: int, country: str) -> pl.DataFrame:
-    """The method's forecasts of the weeks after `cutoff`, as `baselines.forecasts` returns them.
+    """The method's forecasts of the weeks after `cutoff` as a backtest frame.
 
     `training` is the training set of the seasonal service.
     """
@@ -72,8 +74,8 @@ def _boosted(training: pl.LazyFrame, cutoff: date, horizon: int, country: str) -
     for h in range(horizon):
         wanted = keys.with_columns(pl.col("week") + timedelta(weeks=h))
         y = wanted.join(sold, on=[*KEYS, "week"], how="left", maintain_order="left")[LABEL].to_numpy()
-        known = np.isfinite(y) & (back >= h) & (back % 2 == 0)  # every second base week: the others tell little more
-        seasonal = built.fallback[:, h] < LEVEL
+        known = np.isfinite(y) & (back >= h) & (back % 2 == 0)  # every second base week: the others add little
+        seasonal = built.anchor_kind[:, h] < LEVEL
         known &= seasonal | (not (known & seasonal).any())
         columns = np.concatenate([built.base, built.step[:, h], numbers], axis=1)
         x.append(columns[known])
@@ -83,7 +85,7 @@ def _boosted(training: pl.LazyFrame, cutoff: date, horizon: int, country: str) -
     answers = _boost(*(np.concatenate(part) for part in (x, target, weight, ahead)))
     out = answers.reshape(horizon, -1, len(LEVELS)).transpose(1, 0, 2)
     out = built.anchor[upcoming, :, None] + built.unit[upcoming, :, None] * out
-    return _long(frame.filter(upcoming), cutoff, "lightgbm", out)
+    return _quantile_frame(frame.filter(upcoming), built.weeks[upcoming], "lightgbm", out)
 
 
 def _boost(x: Floats, target: Floats, weight: Floats, ahead: Floats) -> Floats:
@@ -91,36 +93,38 @@ def _boost(x: Floats, target: Floats, weight: Floats, ahead: Floats) -> Floats:
     import lightgbm
 
     stores_and_departments = [x.shape[1] - 2, x.shape[1] - 1]
-    found = []
+    quantiles = []
     for level in LEVELS:
         rows = lightgbm.Dataset(x, target, weight=weight, categorical_feature=stores_and_departments)
-        found.append(lightgbm.train(BOOSTING | {"alpha": level}, rows, num_boost_round=ROUNDS).predict(ahead))
-    return np.sort(np.stack(found, axis=1), axis=1)
+        quantiles.append(lightgbm.train(BOOSTING | {"alpha": level}, rows, num_boost_round=ROUNDS).predict(ahead))
+    return np.sort(np.stack(quantiles, axis=1), axis=1)
 
 
 def _smoothed(training: pl.LazyFrame, cutoff: date, horizon: int, name: str) -> pl.DataFrame:
     from statsforecast.models import MSTL, AutoETS
 
-    series, sales = baselines.observed(training, cutoff)
-    history = sales.copy()
+    observed = baselines.observed_sales(training, cutoff)
+    series, history = observed.series, observed.sales.copy()
     for dept in series["dept_id"].unique():
         rows = (series["dept_id"] == dept).to_numpy()
-        history[rows] = fill_gaps(sales[rows])
-        whole = rows & np.isfinite(history).all(axis=1)
-        if name == "svd" and whole.sum() > RANK:
-            left, size, right = np.linalg.svd(history[whole], full_matrices=False)
-            history[whole] = left[:, :RANK] * size[:RANK] @ right[:RANK]
+        history[rows] = fill_gaps(observed.sales[rows])
+        complete = rows & np.isfinite(history).all(axis=1)
+        if name == "svd" and complete.sum() > RANK:
+            left, size, right = np.linalg.svd(history[complete], full_matrices=False)
+            history[complete] = left[:, :RANK] * size[:RANK] @ right[:RANK]
     simple = baselines.forecasts(training, cutoff, horizon).filter(pl.col("model") == "growth_seasonal_naive")
-    out = simple.select("p10", "yhat", "p90").to_numpy().reshape(len(sales), horizon, len(LEVELS)).copy()
+    out = simple.select("p10", "yhat", "p90").to_numpy().reshape(series.height, horizon, len(LEVELS)).copy()
     for i, values in enumerate(history):
-        known = np.flatnonzero(np.isnan(values))
-        recent = values[known[-1] + 1 :] if len(known) else values
+        gaps = np.flatnonzero(np.isnan(values))
+        recent = values[gaps[-1] + 1 :] if len(gaps) else values
         if len(recent) > SEASON + horizon:
             model = MSTL(season_length=SEASON, trend_forecaster=AutoETS(model="ZNN"))
             answer = model.forecast(recent, horizon, level=[80])
             out[i] = np.stack([answer["lo-80"], answer["mean"], answer["hi-80"]], axis=1)
-    return _long(series, cutoff, name, out)
+    return _quantile_frame(series, baselines.target_weeks(observed, horizon), name, out)
 
 
-def _long(series: pl.DataFrame, cutoff: date, name: str, values: Floats) -> pl.DataFrame:
-    return baselines.long(series.select(KEYS), cutoff, name, values[:, :, 1], values[:, :, 0], values[:, :, 2])
+def _quantile_frame(keys: pl.DataFrame, weeks: NDArray[np.datetime64], name: str, quantiles: Floats) -> pl.DataFrame:
+    """Quantiles [n, H, LEVELS] as a backtest frame."""
+    p10, yhat, p90 = np.moveaxis(quantiles, 2, 0)
+    return backtest_frame(keys, weeks, name, yhat=yhat, p10=p10, p90=p90)

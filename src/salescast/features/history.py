@@ -5,20 +5,47 @@ columns < b only, and its last column belongs to the upcoming week.
 """
 
 from dataclasses import dataclass
+from datetime import date
+from typing import Final
 
 import numpy as np
+import polars as pl
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from salescast.schema import SEASON
+from salescast.schema import KEYS, LABEL, SEASON
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+WEEK: Final = np.timedelta64(7, "D")
 
 RANK = 8  # of the reconstruction; departments with no more series than this are not reconstructed
 TRACK = 8  # weeks over which the recent error of the seasonal naive forecast is measured
 SPAN = SEASON + TRACK  # weeks before a base week that are reconstructed
 BLOCK = 32  # base weeks computed at a time
+
+
+@dataclass(frozen=True)
+class History:
+    """Sales of n series in T weeks."""
+
+    series: pl.DataFrame  # the keys of the n series, in key order
+    first_week: np.datetime64
+    sales: Floats  # [n, T], NaN = not observed
+
+
+def dense(sales: pl.DataFrame, last: date | None = None) -> History:
+    """Rows of observed sales (keys, week, weekly_sales) as a matrix from the first week to `last`.
+
+    `last` is a week not before the newest row, which is the default.
+    """
+    series = sales.select(KEYS).unique().sort(KEYS)
+    row = sales.join(series.with_row_index("row"), on=KEYS, how="left", maintain_order="left")["row"].to_numpy()
+    week = sales["week"].to_numpy().astype("datetime64[D]")
+    first, newest = week.min(), week.max() if last is None else np.datetime64(last)
+    matrix = np.full((series.height, (newest - first) // WEEK + 1), np.nan)
+    matrix[row, (week - first) // WEEK] = sales[LABEL].to_numpy()
+    return History(series, first, matrix)
 
 
 def cumulative_sums(values: Floats) -> Floats:

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from salescast.errors import UserError
 from salescast.features.history import (
     TRACK,
+    WEEK,
     Denoised,
     Floats,
     Ints,
     cumulative_sums,
     denoise,
+    dense,
     group_sums,
     mean,
     paired,
@@ -31,7 +33,7 @@ from salescast.features.history import (
     window_sums,
 )
 from salescast.features.planned import PlanVersions, effects, plan_versions, usual_open_days
-from salescast.schema import KEYS, LABEL, SEASON, SEASONAL_FEATURES, TIMESTAMP, TIMESTAMP_TYPE, WINDOWS
+from salescast.schema import KEYS, SEASON, SEASONAL_FEATURES, TIMESTAMP, TIMESTAMP_TYPE, WINDOWS
 
 if TYPE_CHECKING:
     from salescast.data.dataset import Chunk, Raw
@@ -43,7 +45,6 @@ LEAD_IN = 4
 THIS_YEAR = ("scale", "deviation", "market_level", "recent", "level", "denoise_error")
 GROWTH_WINDOW = 13  # weeks over which last year is compared with the year before it
 EFFECT_WINDOW = 13  # recent weeks that a planned input is compared with
-WEEK = np.timedelta64(7, "D")
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,8 @@ def prepare(
         raise UserError(f"the horizon must be 1 to {SEASON} weeks, got {horizon}; give another one")
     if sales.is_empty():
         raise UserError("there are no sales to make features of; generate or import data first")
-    series = sales.select(KEYS).unique().sort(KEYS).with_row_index("row")
-    first = sales["week"].to_numpy().min().astype("datetime64[D]")
-    located = sales.join(series, on=KEYS, how="left", maintain_order="left")
-    week = (sales["week"].to_numpy().astype("datetime64[D]") - first) // WEEK
-    matrix = np.full((series.height, int(week.max()) + 1), np.nan)
-    matrix[located["row"].to_numpy(), week] = sales[LABEL].to_numpy()
+    observed = dense(sales)
+    series, first, matrix = observed.series.with_row_index("row"), observed.first_week, observed.sales
     begins = np.argmax(np.isfinite(matrix), axis=1)
     versions, effect, open_index, usual = None, None, None, None
     if plan is not None:

@@ -1,7 +1,7 @@
-"""A trained model as a folder: state dicts and JSON, no pickle; and forecasts from it.
+"""A trained model as a folder of state dicts and JSON (no pickle), and forecasts from it.
 
-model_best.pt   weights of the best epoch on labels that leave the held-out weeks out
-model_final.pt  weights learned from every label up to the cutoff: these forecast
+model_best.pt   weights of the best epoch, trained without the held-out weeks
+model_final.pt  weights trained on every label up to the cutoff: these forecast
 scalers.json    standardization and category vocabularies of both
 model_metadata.json  architecture, input names, quantiles, cutoff, digests, versions, metrics
 """
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import polars as pl
@@ -27,25 +27,30 @@ from salescast.features.columns import Columns
 from salescast.model.config import TrainConfig
 from salescast.model.inputs import build
 from salescast.model.network import QuantileMLP, Scaler
+from salescast.model.recipe import Recipe
 from salescast.retail_calendar import calendar
-from salescast.runtime.atomic_files import replace_dir
+from salescast.runtime.atomic_files import replace_dir, sha256
 
 FINAL, BEST, SCALERS, METADATA = "model_final.pt", "model_best.pt", "scalers.json", "model_metadata.json"
-FORMAT = 1
-CHUNK = 2048  # base rows x horizons per forward pass: its layers fit into a cache
+FORMAT: Final = 2
+# Format 1 has other names for some metadata keys, a setting `members`, and weights with a leading dimension of 1.
+RENAMED: Final = {"trust": "shrinkage", "seal": "checksum"}
+CHUNK = 2048  # base rows x horizons per forward pass: activations that fit into the CPU cache
 
-# What files raise that are not what they should be.
-BROKEN: Final = (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, UnpicklingError)
+# Exceptions that reading a damaged bundle raises.
+UNREADABLE: Final = (
+    OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, UnpicklingError,
+)  # fmt: skip
 
 Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a bundle says of itself.
+    """How a model was made, and how its forecasts are calibrated.
 
-    `factors` multiply the lower and the upper half-widths of the intervals, `trust` the median's distance from the
-    anchor.
+    `factors` multiply the lower and the upper half-widths of the intervals; `shrinkage` multiplies the distance of the
+    median from the anchor.
     """
 
     config: TrainConfig
@@ -55,8 +60,42 @@ class Metadata:
     fit_digest: str
     factors: tuple[float, float]
     metrics: dict[str, float | None]
-    trust: float = 1.0
+    shrinkage: float = 1.0
     planned: tuple[str, ...] = ()  # columns of planned inputs among the features
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.data_digest, self.country, self.config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that JSON can hold. Raises TypeError for a metric that is not a number."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self) | {"cutoff": str(self.cutoff)}))
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`. Raises KeyError, TypeError, ValueError, UserError."""
+        lower, upper = values["factors"]
+        return cls(
+            config=TrainConfig.from_dict(values["config"]),
+            country=values["country"],
+            cutoff=date.fromisoformat(values["cutoff"]),
+            data_digest=values["data_digest"],
+            fit_digest=values["fit_digest"],
+            factors=(lower, upper),
+            metrics=values["metrics"],
+            shrinkage=values["shrinkage"],
+            planned=tuple(values["planned"]),
+        )
+
+
+@dataclass(frozen=True)
+class SavedMetadata:
+    """The metadata file of a bundle. `digest` identifies the model, `checksums` are the sha256 of the other files."""
+
+    metadata: Metadata
+    digest: str
+    checksums: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -66,8 +105,7 @@ class Forecast:
     quantiles: NDArray[np.float64]  # [n, H, Q], calibrated, increasing along Q
     weeks: NDArray[np.datetime64]  # datetime64[D] [n, H]
     levels: tuple[float, ...]  # of the quantiles
-    fallback: NDArray[np.int8]  # [n, H], see Inputs
-    outside: dict[str, int]  # values unlike any in training, by input (see Scaler.outside)
+    outside: dict[str, int]  # number of values outside their training range, by input (see Scaler.outside)
 
     def at(self, level: float) -> NDArray[np.float64]:
         """The forecasts [n, H] of one level, such as 0.5. Raises ValueError for a level the model does not have."""
@@ -76,7 +114,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded model. `digest` names its content: equal digests forecast equally."""
+    """A loaded model. Bundles with equal `digest` give equal forecasts."""
 
     metadata: Metadata
     digest: str
@@ -105,58 +143,46 @@ class Bundle:
         if (*inputs.base_names, *inputs.step_names) != self.scaler.names:
             raise UserError(
                 f"the inputs made from {config.feature_service!r} are not those the model was trained on; "
-                "train again with this version"
+                "run `salescast train` with this version"
             )
         codes = self.scaler.encode(inputs)
-        base, step = torch.from_numpy(inputs.base), torch.from_numpy(inputs.step)
-        out = np.empty((len(base), weeks, len(self.levels)))
+        step = inputs.step[:, :weeks]
+        output = self._network_output(torch.from_numpy(inputs.base), torch.from_numpy(step), codes)
+        outside = self.scaler.outside(inputs.base, step, codes)
+        scale, anchor = inputs.unit[:, :weeks, None], inputs.anchor[:, :weeks, None]
+        return Forecast(anchor + scale * self._calibrated(output), inputs.weeks[:, :weeks], self.levels, outside)
+
+    def _network_output(self, base: Tensor, step: Tensor, codes: Tensor) -> NDArray[np.float64]:
+        """Quantiles [n, H, Q] in units, the mean over the heads, of inputs [n, Fb], [n, H, Fs] and codes [n, C]."""
+        n, weeks = step.shape[:2]
+        out = np.empty((n, weeks, len(self.levels)))
         horizons, device = self.scaler.horizons(weeks), self.network.mean.device
         size = max(1, CHUNK // weeks)
-        for at in range(0, len(base), size):
-            part = slice(at, min(at + size, len(base)))
-            n = part.stop - at
-            numeric = torch.cat([base[part].unsqueeze(1).expand(n, weeks, -1), step[part, :weeks]], dim=2).flatten(0, 1)
-            index = torch.cat([codes[part].repeat_interleave(weeks, dim=0), horizons.repeat(n).unsqueeze(1)], dim=1)
+        for start in range(0, n, size):
+            part = slice(start, min(start + size, n))
+            count = part.stop - start
+            expanded = base[part].unsqueeze(1).expand(count, weeks, -1)
+            numeric = torch.cat([expanded, step[part]], dim=2).flatten(0, 1)
+            index = torch.cat([codes[part].repeat_interleave(weeks, dim=0), horizons.repeat(count)[:, None]], dim=1)
             with torch.inference_mode():
-                answer = self.network(numeric.to(device), index.to(device)).mean(dim=1)
-            out[part] = answer.view(n, weeks, -1).cpu().numpy()
-        outside = self.scaler.outside(inputs.base, inputs.step[:, :weeks], codes)
-        scale, anchor = inputs.unit[:, :weeks, None], inputs.anchor[:, :weeks, None]
-        quantiles = anchor + scale * self._calibrated(out)
-        return Forecast(quantiles, inputs.weeks[:, :weeks], self.levels, inputs.fallback[:, :weeks], outside)
+                quantiles = self.network(numeric.to(device), index.to(device)).mean(dim=1)
+            out[part] = quantiles.view(count, weeks, -1).cpu().numpy()
+        return out
 
     def _calibrated(self, quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The median times the trust in it, and distances from it times the factor of their side."""
+        """Shrink the median towards the anchor (0) and scale the distances from it by the factor of their side."""
         median = quantiles[..., self.network.median, None]
         lower, upper = self.metadata.factors
         distance = quantiles - median
-        return np.asarray(self.metadata.trust * median + distance * np.where(distance < 0, lower, upper))
+        return np.asarray(self.metadata.shrinkage * median + distance * np.where(distance < 0, lower, upper))
 
 
 def network(scaler: Scaler, config: TrainConfig) -> QuantileMLP:
-    return QuantileMLP(
-        scaler, config.hidden, config.quantiles, members=config.members, dropout=config.dropout, linear=config.linear
-    )
-
-
-def _content_digest(parts: dict[str, tuple[Weights, Scaler]], meta: Metadata) -> str:
-    """sha256 over what decides a forecast: weights, scalers, settings, cutoff, factors; not over dates and versions."""
-    digest = hashlib.sha256(json.dumps(_describe(meta) | {"metrics": None}, sort_keys=True).encode())
-    for part, (weights, scaler) in sorted(parts.items()):
-        digest.update(f"{part}{json.dumps(scaler.to_dict(), sort_keys=True)}".encode())
-        for name, value in sorted(weights.items()):
-            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _describe(meta: Metadata) -> dict[str, Any]:
-    values = asdict(meta) | {"cutoff": str(meta.cutoff)}
-    return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+    return QuantileMLP(scaler, config.hidden, config.quantiles, dropout=config.dropout, linear=config.linear)
 
 
 def save(folder: Path, meta: Metadata, final: tuple[Weights, Scaler], best: tuple[Weights, Scaler]) -> str:
-    """Write the bundle as a whole, in the place of an earlier one; returns its digest. Raises OSError."""
+    """Write the bundle atomically, replacing an earlier one; returns its digest. Raises OSError."""
     digest = _content_digest({FINAL: final, BEST: best}, meta)
     files: dict[str, bytes] = {}
     for name, (weights, _) in ((FINAL, final), (BEST, best)):
@@ -164,7 +190,7 @@ def save(folder: Path, meta: Metadata, final: tuple[Weights, Scaler], best: tupl
         torch.save({key: value.cpu() for key, value in weights.items()}, buffer)
         files[name] = buffer.getvalue()
     files[SCALERS] = json.dumps({FINAL: final[1].to_dict(), BEST: best[1].to_dict()}, indent=1).encode()
-    described = _describe(meta) | {
+    values = meta.to_dict() | {
         "format": FORMAT,
         "digest": digest,
         "architecture": "QuantileMLP",
@@ -173,91 +199,117 @@ def save(folder: Path, meta: Metadata, final: tuple[Weights, Scaler], best: tupl
         "versions": {"salescast": salescast.__version__, "torch": str(torch.__version__)},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    files[METADATA] = json.dumps(described | {"seal": _seal(described)}, indent=1).encode()
+    files[METADATA] = json.dumps(values | {"checksum": _checksum(values)}, indent=1).encode()
     with replace_dir(folder) as temporary:
         for name, content in files.items():
             (temporary / name).write_bytes(content)
     return digest
 
 
-def _seal(described: dict[str, Any]) -> str:
-    """A digest of the metadata themselves: a flipped bit in a factor would be a wrong forecast and no error."""
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+def _content_digest(parts: dict[str, tuple[Weights, Scaler]], meta: Metadata) -> str:
+    """sha256 of what decides a forecast: weights, scalers, settings, cutoff, factors; not of times and versions."""
+    digest = hashlib.sha256(json.dumps(meta.to_dict() | {"metrics": None}, sort_keys=True).encode())
+    for part, (weights, scaler) in sorted(parts.items()):
+        digest.update(f"{part}{json.dumps(scaler.to_dict(), sort_keys=True)}".encode())
+        for name, value in sorted(weights.items()):
+            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """The metadata file as it is. Raises UserError when there is no readable, unchanged one of this format."""
+def _checksum(values: dict[str, Any]) -> str:
+    """sha256 of the metadata: a flipped bit in a calibration factor would change forecasts without an error."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def read_metadata(folder: Path) -> SavedMetadata:
+    """The metadata of a bundle of this format or of format 1.
+
+    Raises UserError when they are missing, changed, of another format, or of a model that this version cannot run.
+    """
     try:
-        described: dict[str, Any] = json.loads((folder / METADATA).read_text())
-        seal = described.pop("seal", None)
+        values: dict[str, Any] = json.loads((folder / METADATA).read_text())
+        checksum = values.pop("checksum", None) or values.pop("seal", None)
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"no model bundle in {folder}: {METADATA} cannot be read ({error}); train first") from None
-    if seal not in (None, _seal(described)):
-        raise UserError(f"bundle {folder} is not whole: {METADATA} was changed or damaged; copy it again or train")
-    if described.get("format") != FORMAT:
         raise UserError(
-            f"bundle {folder} has format {described.get('format')}, this version reads {FORMAT}; train again"
+            f"no model bundle in {folder}: {METADATA} cannot be read ({error}); run `salescast train` first"
+        ) from None
+    if checksum not in (None, _checksum(values)):
+        raise UserError(f"bundle {folder} is damaged: {METADATA} was changed; copy it again or run `salescast train`")
+    if values.get("format") not in (1, FORMAT):
+        raise UserError(
+            f"bundle {folder} has format {values.get('format')}, this version reads 1 and {FORMAT}; "
+            "run `salescast train`"
         )
-    return described
-
-
-def finished(folder: Path, fit_digest: str) -> bool:
-    """True if `folder` holds the whole bundle of this very fit."""
     try:
-        described = read_metadata(folder)
-    except UserError:  # none, or a broken one: training puts a whole one in its place
+        current = _converted(values) if values["format"] == 1 else values
+        return SavedMetadata(Metadata.from_dict(current), str(current["digest"]), dict(current["files"]))
+    except UserError as error:
+        raise UserError(f"bundle {folder} cannot be used: {error}; run `salescast train`") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"bundle {folder} is damaged: {METADATA}: {error!r}; run `salescast train`") from None
+
+
+def _converted(values: dict[str, Any]) -> dict[str, Any]:
+    """Metadata of format 1 in the current format. Raises UserError for an ensemble."""
+    config = dict(values["config"])
+    members = config.pop("members")
+    if members != 1:
+        raise UserError(f"it is an ensemble of {members} networks, which this version does not run")
+    return {RENAMED.get(name, name): value for name, value in values.items()} | {"config": config}
+
+
+def is_finished(folder: Path, fit_digest: str) -> bool:
+    """True if `folder` holds the complete bundle of this fit."""
+    try:
+        saved = read_metadata(folder)
+    except UserError:  # missing or damaged: training replaces it
         return False
-    return described.get("fit_digest") == fit_digest and not _damaged(folder, described)
+    return saved.metadata.fit_digest == fit_digest and not _damaged_files(folder, saved)
 
 
-def whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """True if `folder` holds a bundle with every file it was written with."""
     try:
-        return not _damaged(folder, read_metadata(folder))
+        return not _damaged_files(folder, read_metadata(folder))
     except (UserError, OSError):
         return False
 
 
-def _damaged(folder: Path, described: dict[str, Any]) -> list[str]:
-    """Files that are missing or are not the ones the metadata was written with."""
+def _damaged_files(folder: Path, saved: SavedMetadata) -> list[str]:
+    """Names of files that are missing or do not have the checksum in the metadata."""
     return [
         name
-        for name, expected in described["files"].items()
-        if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected
+        for name, expected in saved.checksums.items()
+        if not (folder / name).is_file() or sha256(folder / name) != expected
     ]
 
 
 def load(folder: Path, part: str = FINAL) -> Bundle:
-    """Load a bundle; `part`: FINAL, which forecasts, or BEST.
+    """Load a bundle with the weights of `part`: FINAL or BEST. No code in its files is run.
 
-    Raises UserError if its files do not belong together or are not what they should be: code in them is not run.
+    Raises UserError when files are missing, damaged or of different models.
     """
     try:
         return _load(folder, part)
-    except BROKEN as error:
+    except UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"bundle {folder} cannot be used: {type(error).__name__}: {reason}; train again") from None
+        raise UserError(
+            f"bundle {folder} cannot be used: {type(error).__name__}: {reason}; run `salescast train`"
+        ) from None
 
 
 def _load(folder: Path, part: str) -> Bundle:
-    described = read_metadata(folder)
-    damaged = _damaged(folder, described)
+    saved = read_metadata(folder)
+    damaged = _damaged_files(folder, saved)
     if damaged:
         raise UserError(
-            f"bundle {folder} is not whole: {damaged} missing or of another model; copy the folder again or train"
+            f"bundle {folder} is not complete: {damaged} missing or of another model; copy the folder again or run "
+            "`salescast train`"
         )
-    meta = Metadata(
-        config=TrainConfig.from_dict(described["config"]),
-        country=described["country"],
-        cutoff=date.fromisoformat(described["cutoff"]),
-        data_digest=described["data_digest"],
-        fit_digest=described["fit_digest"],
-        factors=(described["factors"][0], described["factors"][1]),
-        metrics=described["metrics"],
-        trust=described["trust"],
-        planned=tuple(described["planned"]),
-    )
     scaler = Scaler.from_dict(json.loads((folder / SCALERS).read_text())[part])
-    net = network(scaler, meta.config)
-    net.load_state_dict(torch.load(folder / part, map_location="cpu", weights_only=True))
-    return Bundle(meta, described["digest"], net.eval(), scaler)
+    model = network(scaler, saved.metadata.config)
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    weights = torch.load(folder / part, map_location="cpu", weights_only=True)
+    model.load_state_dict({name: value.reshape(shapes[name]) for name, value in weights.items()})
+    return Bundle(saved.metadata, saved.digest, model.eval(), scaler)

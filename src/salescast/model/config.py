@@ -1,4 +1,4 @@
-"""Settings of a training."""
+"""Training settings, their rules, and their environment variables."""
 
 import math
 from collections.abc import Callable
@@ -12,62 +12,61 @@ from salescast.config import read
 from salescast.errors import UserError
 from salescast.schema import QUANTILES, SEASON, TRAINING_SERVICE, TRAINING_SERVICE_SEASONAL
 
-REPORTED: Final = (0.1, 0.5, 0.9)  # quantiles that backtest, report and server need
+REQUIRED_QUANTILES: Final = (0.1, 0.5, 0.9)  # used by backtest, report and server
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Which values a training setting may have, in words and as a test."""
+    """The allowed values of a setting, as text for messages and as a predicate."""
 
     allowed: str
     holds: Callable[[Any], bool]
 
 
-def _is_whole(value: object, low: int, high: float = math.inf) -> bool:
+def _is_integer(value: object, low: int, high: float = math.inf) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def _is_real(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _at_least(low: int) -> Rule:
-    return Rule(f"a whole number, at least {low}", lambda value: _is_whole(value, low))
+    return Rule(f"a whole number, at least {low}", lambda value: _is_integer(value, low))
 
 
 def _are_quantiles(value: object) -> bool:
-    if not isinstance(value, tuple) or not all(_is_real(level) and 0 < level < 1 for level in value):
+    if not isinstance(value, tuple) or not all(_is_number(level) and 0 < level < 1 for level in value):
         return False
-    return list(value) == sorted(set(value)) and set(REPORTED) <= set(value)
+    return list(value) == sorted(set(value)) and set(REQUIRED_QUANTILES) <= set(value)
 
 
 _SWITCH: Final = Rule("true or false", lambda value: isinstance(value, bool))
-_POSITIVE: Final = Rule("a number above 0", lambda value: _is_real(value) and value > 0)
-_SHARE: Final = Rule("a number from 0 to below 1", lambda value: _is_real(value) and 0 <= value < 1)
+_POSITIVE: Final = Rule("a number above 0", lambda value: _is_number(value) and value > 0)
+_SHARE: Final = Rule("a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1)
 RULES: Final[dict[str, Rule]] = {
     "feature_service": Rule(
         f"{TRAINING_SERVICE_SEASONAL} or {TRAINING_SERVICE}",
         lambda value: value in (TRAINING_SERVICE_SEASONAL, TRAINING_SERVICE),
     ),
-    "horizon": Rule(f"a whole number of weeks, 1 to {SEASON}", lambda value: _is_whole(value, 1, SEASON)),
+    "horizon": Rule(f"a whole number of weeks, 1 to {SEASON}", lambda value: _is_integer(value, 1, SEASON)),
     "quantiles": Rule("increasing numbers between 0 and 1, 0.1, 0.5 and 0.9 among them", _are_quantiles),
     "hidden": Rule(
         "whole numbers, at least 1 each, one for every hidden layer",
-        lambda value: isinstance(value, tuple) and bool(value) and all(_is_whole(size, 1) for size in value),
+        lambda value: isinstance(value, tuple) and bool(value) and all(_is_integer(size, 1) for size in value),
     ),
     "dropout": _SHARE,
-    "members": _at_least(1),
     "linear": _SWITCH,
     "epochs": _at_least(1),
     "batch_size": _at_least(2),
     "learning_rate": _POSITIVE,
-    "weight_decay": Rule("a number, at least 0", lambda value: _is_real(value) and value >= 0),
+    "weight_decay": Rule("a number, at least 0", lambda value: _is_number(value) and value >= 0),
     "clip_norm": _POSITIVE,
     "ema": _SHARE,
     "patience": _at_least(0),
     "holdout_weeks": _at_least(1),
     "min_history": _at_least(0),
-    "seed": Rule("a whole number, 0 to 4294967295", lambda value: _is_whole(value, 0, 2**32 - 1)),
+    "seed": Rule("a whole number, 0 to 4294967295", lambda value: _is_integer(value, 0, 2**32 - 1)),
     "device": Rule("auto, cpu or cuda", lambda value: value in ("auto", "cpu", "cuda")),
     "bf16": _SWITCH,
     "compile": _SWITCH,
@@ -76,10 +75,10 @@ RULES: Final[dict[str, Rule]] = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a fit depends on besides its data and the code; part of the bundle and of every digest.
+    """Settings of a fit; part of the bundle and of every digest.
 
     Units: `horizon`, `holdout_weeks`, `min_history` in weeks; `batch_size` in samples per rank. `bf16` and `compile`
-    allow what only GPUs use. Raises UserError for a value that a fit cannot have.
+    have an effect on GPUs only. Raises UserError for a value that is not allowed.
     """
 
     feature_service: str = TRAINING_SERVICE_SEASONAL
@@ -87,7 +86,6 @@ class TrainConfig:
     quantiles: tuple[float, ...] = QUANTILES
     hidden: tuple[int, ...] = (256, 128, 64)
     dropout: float = 0.2
-    members: int = 1
     linear: bool = True
     epochs: int = 20
     batch_size: int = 512
@@ -114,7 +112,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict` (lists from JSON become tuples). Raises UserError on an unknown name or value."""
+        """The inverse of `to_dict` (JSON lists become tuples). Raises UserError for an unknown name or value."""
         unknown = sorted(values.keys() - {field.name for field in fields(cls)})
         if unknown:
             raise UserError(f"unknown training settings {unknown}; this version knows {[f.name for f in fields(cls)]}")
@@ -123,7 +121,7 @@ class TrainConfig:
 
 
 class TrainingSettings(BaseSettings):
-    """The training settings, by the names that TrainConfig has for them. NUM_EPOCHS and BATCH_SIZE are published."""
+    """TrainConfig from environment variables. The names NUM_EPOCHS and BATCH_SIZE are published."""
 
     model_config = SettingsConfigDict(extra="ignore", populate_by_name=True)
 
@@ -138,13 +136,12 @@ class TrainingSettings(BaseSettings):
         default=TrainConfig.hidden, validation_alias="SALESCAST_HIDDEN"
     )
     dropout: float = Field(default=TrainConfig.dropout, validation_alias="SALESCAST_DROPOUT")
-    members: int = Field(default=TrainConfig.members, validation_alias="SALESCAST_MEMBERS")
     linear: bool = Field(default=TrainConfig.linear, validation_alias="SALESCAST_LINEAR")
     learning_rate: float = Field(default=TrainConfig.learning_rate, validation_alias="SALESCAST_LEARNING_RATE")
     weight_decay: float = Field(default=TrainConfig.weight_decay, validation_alias="SALESCAST_WEIGHT_DECAY")
     clip_norm: float = Field(default=TrainConfig.clip_norm, validation_alias="SALESCAST_CLIP_NORM")
     ema: float = Field(default=TrainConfig.ema, validation_alias="SALESCAST_EMA")
-    # Epochs without a better WMAPE in the held-out weeks after which training stops; 0: never (docs/LOG.md says why).
+    # Stop after this many epochs without a better held-out WMAPE; 0: train all epochs (docs/LOG.md says why).
     patience: int = Field(default=TrainConfig.patience, validation_alias="SALESCAST_PATIENCE")
     holdout_weeks: int = Field(default=TrainConfig.holdout_weeks, validation_alias="SALESCAST_HOLDOUT_WEEKS")
     min_history: int = Field(default=TrainConfig.min_history, validation_alias="SALESCAST_MIN_HISTORY")
@@ -155,8 +152,8 @@ class TrainingSettings(BaseSettings):
 
     @field_validator("quantiles", "hidden", mode="before")
     @classmethod
-    def _separated(cls, value: object) -> object:
-        """In the environment numbers are separated by commas."""
+    def _split(cls, value: object) -> object:
+        """Split a comma-separated list."""
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @field_validator(*RULES)
@@ -168,13 +165,11 @@ class TrainingSettings(BaseSettings):
         return value
 
 
-def train_config(
-    *, feature_service: str | None = None, horizon: int | None = None, members: int | None = None
-) -> TrainConfig:
-    """How the command line, the cluster's job and the notebook train: by the settings, and what is given here instead.
+def train_config(*, feature_service: str | None = None, horizon: int | None = None) -> TrainConfig:
+    """The configuration from the environment; arguments override it.
 
     Raises UserError naming the variable or the value that cannot be used.
     """
-    given = {"feature_service": feature_service, "horizon": horizon, "members": members}
+    given = {"feature_service": feature_service, "horizon": horizon}
     values = {name: getattr(read(TrainingSettings), name) for name in RULES}
     return TrainConfig(**values | {name: value for name, value in given.items() if value is not None})

@@ -1,9 +1,7 @@
 """From retrieved features to model inputs: the one function that training, backtest and server share.
 
-A forecast is `anchor + unit * network output`, so the network sees only ratios: multiplying all sales of a series by
-a constant multiplies its anchor, its unit and its forecasts, and leaves every input as it was.
-
-Inputs are named `group:name`; a group is what measured importance permutes (the six published groups and ours).
+A forecast is `anchor + unit * network output`, and all inputs are ratios: multiplying all sales of a series by a
+constant multiplies its anchor, unit and forecasts, and changes no input. Inputs are named `group:name`.
 """
 
 from dataclasses import dataclass
@@ -41,11 +39,11 @@ class Inputs:
     step: NDArray[np.float32]  # [n, H, Fs], no unit
     base_names: tuple[str, ...]
     step_names: tuple[str, ...]
-    anchor: NDArray[np.float64]  # [n, H], sales: the forecast of a network that answers 0
+    anchor: NDArray[np.float64]  # [n, H], sales: the forecast at network output 0
     unit: NDArray[np.float64]  # [n, H], sales, > 0
     categories: dict[str, pa.Array]  # name -> raw values [n], null = missing
-    fallback: NDArray[np.int8]  # [n, H]: frames.SEASONAL, PROFILE or LEVEL
-    weeks: NDArray[np.datetime64]  # [n, H], forecast
+    anchor_kind: NDArray[np.int8]  # [n, H]: SEASONAL, PROFILE or LEVEL of `arrays`
+    weeks: NDArray[np.datetime64]  # [n, H]: the forecast weeks
 
 
 def build(rows: pl.DataFrame | Columns, service: str, horizon: int, calendar: Calendar) -> Inputs:
@@ -63,11 +61,11 @@ def build(rows: pl.DataFrame | Columns, service: str, horizon: int, calendar: Ca
     given = rows.columns if isinstance(rows, pl.DataFrame) else rows
     missing = [name for name in needed if name not in given]
     if missing:
-        raise UserError(f"columns {missing} of feature service {service!r} are missing; retrieve the frame again")
+        raise UserError(f"columns {missing} of feature service {service!r} are missing; run `salescast retrieve` again")
     if isinstance(rows, pl.DataFrame):
         rows = columns(rows.select(*needed, *(name for name in given if name.startswith(PLANNED))))
     weeks = target_weeks(rows[TIMESTAMP], horizon)
-    prepared = (seasonal_inputs.build if seasonal else _published)(rows, weeks, calendar)
+    prepared = (seasonal_inputs.prepare_seasonal if seasonal else _prepare_published)(rows, weeks, calendar)
     return Inputs(
         base=stack(prepared.base),
         step=stack(prepared.step),
@@ -76,19 +74,12 @@ def build(rows: pl.DataFrame | Columns, service: str, horizon: int, calendar: Ca
         anchor=prepared.anchor.astype(np.float64),
         unit=prepared.unit.astype(np.float64),
         categories={name: rows[name] for name in CATEGORIES},
-        fallback=prepared.fallback,
+        anchor_kind=prepared.anchor_kind,
         weeks=weeks,
     )
 
 
-def group_of(name: str) -> str:
-    """The feature group of an input or of a category."""
-    if name in CATEGORIES:
-        return "store" if name in ("store_type", "region") else "identity"
-    return name.partition(":")[0]
-
-
-# --- the published service: 21 features, no seasonal anchor ---
+# --- the published feature service: no seasonal anchor ---
 
 BASE_LEVELS = {"lag_1": "lags", "lag_2": "lags", "lag_4": "lags", "lag_8": "lags"}
 BASE_RATIOS = {"rolling_mean_4w": "rolling", "rolling_std_4w": "rolling"}
@@ -101,8 +92,8 @@ BASE_PLAIN = {
 }
 
 
-def _published(rows: Columns, weeks: NDArray[np.datetime64], calendar: Calendar) -> Prepared:
-    """Anchor: the mean of the last 4 weeks. Unit: its size plus the standard deviation of these weeks."""
+def _prepare_published(rows: Columns, weeks: NDArray[np.datetime64], calendar: Calendar) -> Prepared:
+    """Anchor: the mean of the last 4 weeks. Unit: its absolute value plus the standard deviation of these weeks."""
     mean, std = rows["rolling_mean_4w"], rows["rolling_std_4w"]
     lags = {name: rows[name] for name in BASE_LEVELS}
     level = first_known(mean, *lags.values(), np.zeros_like(mean))

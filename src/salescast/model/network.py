@@ -1,7 +1,7 @@
-"""The network: a quantile MLP whose ensemble members share one module, and its loss.
+"""The network, a quantile MLP, its loss, and the scaler of its inputs.
 
-A forecast is anchor + unit * output. Standardization is part of the network, so raw inputs go in, in training and
-behind the server alike.
+A forecast is anchor + unit * output. The network standardizes its inputs itself, so that training and serving both
+give it raw inputs.
 """
 
 from collections.abc import Sequence
@@ -26,16 +26,16 @@ from salescast.model.inputs import Inputs
 CLIP = 5.0  # standard deviations
 EMBEDDING = 8  # dimensions of a category, including the horizon
 NOISE = 1 << 20  # dropout factors drawn for an epoch, besides those of one layer
-FIRST_STEP = -3.0  # softplus(-3) = 0.05 units: the distance between quantiles before training
+INITIAL_STEP = -3.0  # softplus(-3) = 0.05 units: the distance between quantiles before training
 
 
 @dataclass(frozen=True)
 class Scaler:
-    """What the network knows of its inputs, from training rows only.
+    """Statistics of the inputs over the training rows.
 
-    `mean`, `scale` (1 / standard deviation; 0 = constant, switched off) and `missing` (True = has a missing indicator)
-    are per numeric input in the order of `names`; `vocabulary` holds the sorted values of each category. `low` and
-    `high` are the bounds of each input's training values (() in bundles that do not say).
+    `mean`, `scale` (1 / standard deviation; 0 switches a constant input off) and `missing` (True: has a missing
+    indicator) are per numeric input in the order of `names`; `vocabulary` holds the sorted values of each category.
+    `low` and `high` are the bounds of each input's training values (() in bundles written without them).
     """
 
     names: tuple[str, ...]
@@ -58,12 +58,12 @@ class Scaler:
 
     @property
     def codes(self) -> int:
-        """How many codes there are besides 0."""
+        """Number of category codes without 0."""
         return sum(len(known) for known in self.vocabulary.values())
 
     @cached_property
     def _known(self) -> dict[str, tuple[int, pa.Array]]:
-        """By category its first code and its values; codes 1, 2, ... go on over all categories."""
+        """The first code and the values of each category; codes count from 1 over all categories."""
         first = accumulate((len(values) for values in self.vocabulary.values()), initial=1)
         arrays = {name: pl.Series(values, dtype=CATEGORIES.get(name)) for name, values in self.vocabulary.items()}
         return {name: (start, values.to_arrow()) for start, (name, values) in zip(first, arrays.items(), strict=False)}
@@ -79,19 +79,19 @@ class Scaler:
         return torch.from_numpy(np.stack(codes, axis=1))
 
     def outside(self, base: NDArray[np.float32], step: NDArray[np.float32], codes: Tensor) -> dict[str, int]:
-        """How many values [n, Fb], [n, H, Fs] are beyond their training values, and categories unknown, by input.
+        """Counts, by input, of values [n, Fb], [n, H, Fs] outside their training range and of unknown categories.
 
-        A missing number is not beyond anything. Inputs without such values are left out.
+        A missing number is not outside. Inputs with a count of 0 are left out.
         """
         if not self.low:
             return {}
         low, high = self._bounds
         width = base.shape[1]
-        beyond = ((base < low[:width]) | (base > high[:width])).sum(axis=0)
+        below_or_above = ((base < low[:width]) | (base > high[:width])).sum(axis=0)
         ahead = ((step < low[width:]) | (step > high[width:])).sum(axis=(0, 1))
         unknown = (codes == 0).sum(dim=0).numpy()
-        told = [len(self.vocabulary[name]) > 0 for name in CATEGORIES]  # in training it was always missing
-        counts = np.concatenate([beyond, ahead, unknown * told])
+        known = [len(self.vocabulary[name]) > 0 for name in CATEGORIES]  # False: always missing in training
+        counts = np.concatenate([below_or_above, ahead, unknown * known])
         names = (*self.names, *CATEGORIES)
         return {names[place]: int(counts[place]) for place in np.flatnonzero(counts)}
 
@@ -105,12 +105,12 @@ class Scaler:
 
 
 class QuantileMLP(nn.Module):
-    """S members of (Linear, BatchNorm, ReLU, Dropout) x hidden, then quantiles, all in units of the anchor's `unit`.
+    """(Linear, BatchNorm, ReLU, Dropout) x hidden, then quantiles, all in units of the anchor's `unit`.
 
-    With `linear`, each member has a linear model of the same inputs beside its network, trained on the same batches:
-    it errs elsewhere (less in weeks unlike those learned from), and their mean errs less than either (docs/LOG.md).
-    The linear layers carry no bias: BatchNorm's shift is one. The median is free, the quantiles beside it are
-    cumulative softplus steps away from it, so they cannot cross; the head's weights start at 0 (median = anchor).
+    With `linear`, a second head is a linear model of the same inputs, trained on the same batches. It generalizes
+    better to weeks unlike the training weeks, and the mean of both heads is better than either (docs/LOG.md). Hidden
+    layers have no bias: BatchNorm has a shift. The median is free; the other quantiles are cumulative softplus steps
+    away from it, so they cannot cross. The weights of the heads start at 0, so the median starts at the anchor.
     """
 
     mean: Tensor
@@ -120,46 +120,32 @@ class QuantileMLP(nn.Module):
     steps: Tensor
 
     def __init__(
-        self,
-        scaler: Scaler,
-        hidden: Sequence[int],
-        quantiles: Sequence[float],
-        *,
-        members: int,
-        dropout: float,
-        linear: bool,
+        self, scaler: Scaler, hidden: Sequence[int], quantiles: Sequence[float], *, dropout: float, linear: bool
     ) -> None:
         super().__init__()
-        self.members, self.dropout, self.median = members, dropout, list(quantiles).index(0.5)
+        self.dropout, self.median = dropout, list(quantiles).index(0.5)
         count = len(quantiles)
         indicated = [i for i, flag in enumerate(scaler.missing) if flag]
-        # Quantile q = median + the sum of the steps between, negative below it: a triangle on each side.
-        above = torch.ones(count, count).triu()
-        steps = torch.where(torch.arange(count)[:, None] < self.median, -above.T, above)
-        steps[: self.median, self.median :] = steps[self.median + 1 :, : self.median + 1] = 0
-        steps[self.median] = 1
         self._constant("mean", torch.tensor(scaler.mean, dtype=torch.float32))
         self._constant("scale", torch.tensor(scaler.scale, dtype=torch.float32))
         self._constant("indicated", torch.tensor(indicated, dtype=torch.int64))
         self._constant("median_only", torch.arange(count) == self.median)
-        self._constant("steps", steps)
+        self._constant("steps", _quantile_steps(count, self.median))
         self._noise = torch.empty(0)
-        # One table for all categories; row 0 (unknown) is neutral and kept so by padding_idx.
-        self.table = nn.Parameter(torch.randn(scaler.codes + 1, members * EMBEDDING) * 0.1)
+        # One table for all categories; row 0 (unknown) stays 0 because of padding_idx.
+        self.table = nn.Parameter(torch.randn(scaler.codes + 1, EMBEDDING) * 0.1)
         self.table.data[0] = 0.0
-        width = len(scaler.names) + len(indicated) + EMBEDDING * len(scaler.vocabulary)
-        # Heads, one a voice of each member: the network's and, beside it, a linear model of the same inputs.
+        inputs = width = len(scaler.names) + len(indicated) + EMBEDDING * len(scaler.vocabulary)
         self.heads, self.biases = nn.ParameterList(), nn.ParameterList()
-        inputs = width
         self.weights, self.norms = nn.ParameterList(), nn.ModuleList()
         for size in hidden:
-            self.weights.append(torch.randn(members, width, size) * (2 / width) ** 0.5)
-            self.norms.append(nn.BatchNorm1d(members * size))
+            self.weights.append(torch.randn(width, size) * (2 / width) ** 0.5)
+            self.norms.append(nn.BatchNorm1d(size))
             width = size
         for size in (width, inputs) if linear else (width,):
-            bias = torch.full((members, 1, count), FIRST_STEP)
-            bias[..., self.median] = 0.0
-            self.heads.append(torch.zeros(members, size, count))
+            bias = torch.full((count,), INITIAL_STEP)
+            bias[self.median] = 0.0
+            self.heads.append(torch.zeros(size, count))
             self.biases.append(bias)
 
     @property
@@ -171,34 +157,30 @@ class QuantileMLP(nn.Module):
         self.register_buffer(name, value, persistent=False)
 
     def forward(self, numeric: Tensor, codes: Tensor) -> Tensor:
-        """Raw inputs [B, names] (NaN = missing) and category codes [B, vocabulary] -> float32 quantiles [B, voices, Q].
+        """Raw inputs [B, names] (NaN = missing) and category codes [B, vocabulary] -> float32 quantiles [B, heads, Q].
 
-        Voices: the S networks, then the S linear models if there are any. The forecast is their mean.
+        Heads: the network and, with `linear`, the linear model. The forecast is their mean.
         """
-        batch = len(numeric)
         x = ((numeric - self.mean) * self.scale).nan_to_num(0.0, CLIP, -CLIP).clamp(-CLIP, CLIP)
-        parts = [x, numeric.index_select(1, self.indicated).isnan().to(x.dtype)]
-        x = torch.cat(parts, dim=1).unsqueeze(1).expand(batch, self.members, -1)
-        looked_up = embedding(codes, self.table, padding_idx=0).view(batch, -1, self.members, EMBEDDING)
-        first = h = torch.cat([x, looked_up.transpose(1, 2).flatten(2)], dim=2)
+        missing = numeric.index_select(1, self.indicated).isnan().to(x.dtype)
+        embedded = embedding(codes, self.table, padding_idx=0).flatten(1)
+        inputs = h = torch.cat([x, missing, embedded], dim=1)
         for weight, norm in zip(self.weights, self.norms, strict=True):
-            h = torch.bmm(h.transpose(0, 1), weight).transpose(0, 1).reshape(batch, -1)
-            h = self._dropped(norm(h)).relu_().view(batch, self.members, -1)
-        layers = zip(self.biases, (h, first), self.heads, strict=False)
-        voices = [torch.baddbmm(bias, values.transpose(0, 1), head) for bias, values, head in layers]
-        out = torch.cat(voices).transpose(0, 1).float()
-        with torch.autocast(out.device.type, enabled=False):  # sums of quantile steps need more than 8 bits
+            h = self._dropped(norm(h @ weight)).relu_()
+        layers = zip(self.biases, (h, inputs), self.heads, strict=False)
+        out = torch.stack([torch.addmm(bias, values, head) for bias, values, head in layers]).transpose(0, 1).float()
+        with torch.autocast(out.device.type, enabled=False):  # bf16 is too coarse for sums of quantile steps
             return torch.where(self.median_only, out, softplus(out)) @ self.steps
 
     def renew_noise(self, batch: int) -> None:
         """Draw the dropout noise of an epoch of batches of `batch` samples: factors 0 or 1 / (1 - dropout)."""
         if self.table.device.type != "cpu":
             return
-        size = NOISE + batch * max(weight[:, 0].numel() for weight in self.weights)
+        size = NOISE + batch * max(weight.shape[1] for weight in self.weights)
         self._noise = torch.empty(size).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
 
     def _dropped(self, h: Tensor) -> Tensor:
-        """Dropout. On CPU, where drawing takes a third of a step, from random places of the epoch's noise."""
+        """Dropout. On a CPU a random window of the epoch's noise: drawing new noise takes a third of a step."""
         if not self.training or self.dropout == 0:
             return h
         if h.device.type != "cpu":
@@ -207,10 +189,19 @@ class QuantileMLP(nn.Module):
         return h.mul_(self._noise[start : start + h.numel()].view_as(h))
 
 
-def pinball(quantiles: Tensor, target: Tensor, weight: Tensor, levels: Tensor) -> Tensor:
-    """Weighted sum of pinball losses (Koenker and Bassett 1978), mean over members and levels.
+def _quantile_steps(count: int, median: int) -> Tensor:
+    """Matrix [Q, Q] from (steps below, median, steps above) to quantiles: sums of the steps, negative below."""
+    above = torch.ones(count, count).triu()
+    steps = torch.where(torch.arange(count)[:, None] < median, -above.T, above)
+    steps[:median, median:] = steps[median + 1 :, : median + 1] = 0
+    steps[median] = 1
+    return steps
 
-    quantiles [B, S, Q], target [B], weight [B], levels [Q].
+
+def pinball(quantiles: Tensor, target: Tensor, weight: Tensor, levels: Tensor) -> Tensor:
+    """Weighted sum of pinball losses (Koenker and Bassett 1978), mean over heads and levels.
+
+    quantiles [B, heads, Q], target [B], weight [B], levels [Q].
     """
     error = target.view(-1, 1, 1) - quantiles
     return weight @ (levels * error + relu(-error)).mean(dim=(1, 2))

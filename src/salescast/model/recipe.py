@@ -13,7 +13,7 @@ from salescast.runtime import code_digest
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a model is made from, whatever its cutoff."""
+    """What a model is made from, except its cutoff."""
 
     data_digest: str
     country: str
@@ -21,17 +21,17 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From a bundle's metadata, or from `asdict`. Raises KeyError, TypeError, UserError."""
+        """The inverse of `asdict`, also from JSON. Raises KeyError, TypeError, UserError."""
         return cls(str(values["data_digest"]), str(values["country"]), TrainConfig.from_dict(values["config"]))
 
     def fit_digest(self, cutoff: date) -> str:
-        """Digest of a fit of this recipe up to `cutoff`, made by the code and the libraries that run now."""
+        """Digest of a fit of this recipe up to `cutoff`, with the current code and libraries."""
         code = code_digest.digest(code_digest.TRAINING)
         content = [self.data_digest, self.country, self.config.to_dict(), str(cutoff), code]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: Self) -> list[str]:
-        """What the two do not have in common, each as `name: ours, theirs`."""
+        """The properties in which two recipes differ, each as `name: own value, other value`."""
         mine, theirs = (
             {"data": recipe.data_digest[:12], "country": recipe.country} | recipe.config.to_dict()
             for recipe in (self, other)

@@ -1,6 +1,6 @@
-"""Inputs of the seasonal service: ratios to a seasonal anchor, from the primitives of `seasonal_features`.
+"""Inputs of the seasonal feature service: ratios to a seasonal anchor.
 
-The recipe, with what each part is worth on real data: docs/LOG.md.
+What each part contributes on real data: docs/LOG.md.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from salescast.model.arrays import (
     Prepared,
     first_known,
     horizon_inputs,
-    lists,
+    list_column,
     per_week,
     positive,
 )
@@ -32,17 +32,17 @@ DAMPING = 0.8  # of growth
 SEASONAL_SHARE = 0.6  # of last year's reconstruction in the anchor; the rest is level times department profile
 PROFILE_BOUNDS = (0.0, 20.0)
 CANDIDATE_BOUND = 3.0  # units
-SMALLEST = 1e-4  # of the market's level: the least scale of a series
+SMALLEST = 1e-4  # lower bound of a series' scale, as a share of the market level
 CLOSED = 1e-30  # unit of a week without opening days, whose forecast is 0
-ANCHOR_WINDOWS = (4, 8, 13, 26)  # weeks; the anchor is their mean: none of them is best everywhere
-BEFORE = "before:"  # prefix of what is known of the year before last year
-EASTER_WEEKS = (-2, -1, 0, 1)  # weeks since Easter's that have an input of their own: shops feel the ones before it
+ANCHOR_WINDOWS = (4, 8, 13, 26)  # weeks; the anchor is the mean over them: no window is best everywhere
+BEFORE = "before:"  # prefix of inputs from the year before last year
+EASTER_WEEKS = (-2, -1, 0, 1)  # weeks relative to Easter that have an input; sales change before Easter too
 PLACE = {weeks: i for i, weeks in enumerate(WINDOWS)}
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What anchor and inputs share. [n] or [n, H]."""
+    """Values that the anchor and the inputs share, [n] or [n, H]."""
 
     scale: Array
     growth: dict[int, Array]
@@ -52,61 +52,61 @@ class _Parts:
     year: Array  # last year's sales on the same dates
     around: tuple[Array, Array, Array]  # last year's sales in weeks t-53, t-52, t-51
     smooth: Array  # last year's reconstruction on the same dates
-    smooth_week: Array  # ... in week t-52
-    lift: Array  # effect of the plan on the seasonal pattern, 1 = none
+    smooth_week: Array  # last year's reconstruction in week t-52
+    lift: Array  # effect of the planned inputs on the seasonal pattern, 1 = none
     level_lift: Array
 
 
-def build(rows: Columns, weeks: NDArray[np.datetime64], calendar: Calendar) -> Prepared:
+def prepare_seasonal(rows: Columns, weeks: NDArray[np.datetime64], calendar: Calendar) -> Prepared:
     """anchor = 0.6 * last year's reconstruction * damped growth + 0.4 * recent level * department profile.
 
-    Wherever last year's sales are used, they are the mean of last year's and, at last year's level, the year before's.
+    Last year's sales are everywhere the mean of two years, with the year before scaled to last year's level.
     """
     horizon = weeks.shape[1]
     shifts = per_week(weeks, _shifts, calendar)
     parts = _parts(rows, horizon, *(shifts[name].astype(np.float32) for name in ("last_year", "year_before")))
-    anchor, fallback = _anchor(parts)
+    anchor, anchor_kind = _anchor(parts)
     unit = positive((np.abs(anchor) + parts.scale[:, None]) / 2)
     step = _candidates(rows, parts, anchor, unit) | _step_inputs(rows, parts, anchor, horizon)
     step |= horizon_inputs(weeks.shape) | _planned_inputs(rows, horizon)
-    known = np.isfinite(_around(rows, "denoised_year_before", horizon)[1] * _catch_up(rows, ""))
-    step |= _averaged(per_week(weeks, _week_inputs, calendar), known)
-    days = lists(rows, "planned__open_days", horizon) if "planned__open_days" in rows else np.float32(1.0)
-    return Prepared(_base_inputs(rows, parts), step, anchor * days, np.maximum(unit * days, CLOSED), fallback)
+    averaged = np.isfinite(_around(rows, "denoised_year_before", horizon)[1] * _catch_up(rows, ""))
+    step |= _averaged(per_week(weeks, _week_inputs, calendar), averaged)
+    days = list_column(rows, "planned__open_days", horizon) if "planned__open_days" in rows else np.float32(1.0)
+    return Prepared(_base_inputs(rows, parts), step, anchor * days, np.maximum(unit * days, CLOSED), anchor_kind)
 
 
 def date_shift(weeks: NDArray[np.datetime64], calendar: Calendar) -> NDArray[np.float64]:
-    """How much of the week 53 (below zero: 51) weeks earlier belongs to the same dates of last year, [..].
+    """Fractional week offset that aligns a week with the same calendar dates last year, [..].
 
-    52 weeks are 364 days, a day or two short of a year: the week's dates began that much earlier last year, 1/7 or
-    2/7 of it. Weeks of holidays bound to a weekday follow that, not the date: 0 where the week or the one before it
-    holds a holiday that was exactly 364 days earlier, too; 1 (-1) where it holds one that was 53 (51) weeks earlier,
-    and in the week beside it whose 52 weeks lead to last year's holiday.
+    52 weeks are 364 days, a day or two short of a year, so the same dates lie 1/7 or 2/7 of a week before week t-52.
+    Holidays bound to a weekday override this. 0: the week or the one before it contains a holiday that fell exactly
+    364 days earlier last year. 1 (-1): it contains a holiday that fell 53 (51) weeks earlier, or 52 weeks before it is
+    last year's week of that holiday.
     """
     months = weeks.astype("datetime64[M]")
     day = weeks - months.astype("datetime64[D]")
     year_ago = (months - np.timedelta64(12, "M")).astype("datetime64[D]") + day
     days_short = (weeks - year_ago).astype(np.int64) - 7 * SEASON
     shift: NDArray[np.float64] = days_short / 7
-    for gap, value, other in ((SEASON, 0.0, -WEEK), (SEASON + 1, 1.0, WEEK), (SEASON - 1, -1.0, -WEEK)):
+    for gap, value, neighbour in ((SEASON, 0.0, -WEEK), (SEASON + 1, 1.0, WEEK), (SEASON - 1, -1.0, -WEEK)):
         for name, days in zip(calendar.names, calendar.days, strict=True):
             if name in headline(calendar):
                 moved = days[np.isin(days - gap * WEEK, days)]
-                for end in (weeks, weeks + other):
+                for end in (weeks, weeks + neighbour):
                     held = np.searchsorted(moved, end, "right") > np.searchsorted(moved, end - WEEK, "right")
                     shift = np.where(held, value, shift)
     return shift
 
 
 def _shifts(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str, NDArray[np.float64]]:
-    """How far the same dates lie from the week 52 weeks earlier, and from the one 104 weeks earlier."""
+    """Offsets of the same dates from week t-52 and from week t-104, in weeks."""
     last_year = date_shift(weeks, calendar)
     source = weeks - SEASON * WEEK - np.trunc(last_year).astype(np.int64) * WEEK
     return {"last_year": last_year, "year_before": np.clip(last_year + date_shift(source, calendar), -1, 1)}
 
 
 def headline(calendar: Calendar) -> tuple[str, ...]:
-    """The holidays that have inputs of their own."""
+    """Names of the holidays that have an input."""
     return HEADLINE_EVENTS.get(calendar.country, calendar.names[1:])
 
 
@@ -118,34 +118,34 @@ def _ratio(above: Array, below: Array) -> Array:
 
 
 def _growth(rows: Columns, prefix: str) -> dict[int, Array]:
-    """This year over last year by window, 1 where a sum is not positive, [n] each."""
-    now, ago = (lists(rows, f"{prefix}growth_{year}", len(WINDOWS)) for year in ("now", "ago"))
+    """This year's sales over last year's by window, 1 where a sum is not positive, [n] each."""
+    now, ago = (list_column(rows, f"{prefix}growth_{year}", len(WINDOWS)) for year in ("now", "ago"))
     bounded = np.where(now > 0, np.clip(np.nan_to_num(_ratio(now, ago), nan=1.0), *GROWTH_BOUNDS), np.float32(1.0))
     return {weeks: bounded[:, place] for weeks, place in PLACE.items()}
 
 
 def _catch_up(rows: Columns, prefix: str) -> Array:
-    """Growth from the year before last year to last year, [n, 1]; NaN unless it was seen in 13 weeks of both."""
+    """Growth from the year before last year to last year, [n, 1]; NaN unless 13 weeks of both were observed."""
     now, ago = (rows[f"{prefix}growth_before_{year}"].astype(np.float32) for year in ("now", "ago"))
     return np.where(now > 0, np.clip(_ratio(now, ago), *GROWTH_BOUNDS), np.float32(np.nan))[:, None]
 
 
 def _around(rows: Columns, name: str, horizon: int) -> tuple[Array, Array, Array]:
     """Last year's values one week before, in, and one week after each target week, [n, H] each."""
-    values = lists(rows, name, horizon + 2)
+    values = list_column(rows, name, horizon + 2)
     return values[:, :horizon], values[:, 1 : horizon + 1], values[:, 2:]
 
 
 def _parts(rows: Columns, horizon: int, shift: Array, shift_before: Array) -> _Parts:
     market = rows["market_level"].astype(np.float32)
     scale = np.fmax(rows["scale"].astype(np.float32), SMALLEST * market)
-    level = lists(rows, "level", len(WINDOWS))
+    level = list_column(rows, "level", len(WINDOWS))
     growth = _growth(rows, "")
     dept, store = (_profiles(rows, group, horizon, shift, shift_before) for group in ("dept", "store"))
     profile = first_known(dept, store)
     year, smooth = (_around(rows, name, horizon) for name in ("last_year", "denoised_last_year"))
     lifts = (
-        np.exp(lists(rows, name, horizon)) if name in rows else np.float32(1.0)
+        np.exp(list_column(rows, name, horizon)) if name in rows else np.float32(1.0)
         for name in ("planned__effect", "planned__effect_before", "planned__level_effect")
     )
     lift, lift_before, level_lift = (np.clip(np.nan_to_num(values, nan=1.0), 0.1, 10.0) for values in lifts)
@@ -168,32 +168,32 @@ def _parts(rows: Columns, horizon: int, shift: Array, shift_before: Array) -> _P
 
 
 def both_years(last: Array, before: Array) -> Array:
-    """Their mean; where the year before is not known, last year alone."""
+    """The mean of last year and the year before; last year alone where the year before is missing."""
     return np.asarray(np.where(np.isfinite(before), (last + before) / 2, last))
 
 
 def _same_dates(around: Sequence[Array], shift: Array) -> Array:
-    """Last year's values on the target week's dates: from the two weeks that held them."""
+    """Last year's values on the target week's dates, interpolated between the two weeks that contain them."""
     before, same, after = around
     return np.asarray(same + np.abs(shift) * np.nan_to_num(np.where(shift < 0, after, before) - same))
 
 
 def _profiles(rows: Columns, group: str, horizon: int, shift: Array, shift_before: Array) -> Array:
-    """Last year's sales of a group on the target's dates over its means before the base week, [n, windows, H]."""
+    """A group's sales on the target dates last year over its mean before the base week, [n, windows, H]."""
     year = both_years(
         _same_dates(_around(rows, f"{group}_last_year", horizon), shift),
         _same_dates(_around(rows, f"{group}_year_before", horizon), shift_before) * _catch_up(rows, f"{group}_"),
     )
-    before = lists(rows, f"{group}_before", len(WINDOWS))
+    before = list_column(rows, f"{group}_before", len(WINDOWS))
     return np.clip(_ratio(year[:, None], before[:, :, None]), *PROFILE_BOUNDS)
 
 
 def _anchor(parts: _Parts) -> tuple[Array, NDArray[np.int8]]:
-    """The seasonal anchor [n, H] and which kind each element is.
+    """The anchor [n, H] and the kind of each element.
 
-    SEASONAL: last year's week is known; reconstruction times growth, and level times profile. PROFILE: it is not, but
-    the department's (or the store's) is; level times profile. LEVEL: the mean of the last 13 weeks or what is known of
-    the last 52, 0 for a series silent for a year.
+    SEASONAL: reconstruction times growth, mixed with level times profile; needs last year's week of the series.
+    PROFILE: level times profile; needs last year's week of the department or store. LEVEL: the mean of the last 13, 26
+    or 52 weeks, the first of them with sales; 0 without sales for a year.
     """
     level = first_known(*(parts.level[weeks] for weeks in (13, 26, 52)))[:, None]
     products = np.stack([parts.level[weeks][:, None] * parts.profile[weeks] for weeks in ANCHOR_WINDOWS], axis=-1)
@@ -212,12 +212,12 @@ def _damped(parts: _Parts, weeks: int) -> Array:
 
 
 def _candidates(rows: Columns, parts: _Parts, anchor: Array, unit: Array) -> dict[str, Array]:
-    """Other forecasts of the same week, [n, H] each, as their distance from the anchor in units."""
+    """Alternative forecasts of the target week, [n, H] each, as differences from the anchor in units."""
     before, same, after = parts.around
     year = parts.year
     lift, level_lift, level = parts.lift, parts.level_lift, {k: v[:, None] for k, v in parts.level.items()}
     growth = _damped(parts, 13)
-    now, ago = (lists(rows, f"growth_{name}", len(WINDOWS)) for name in ("now", "ago"))
+    now, ago = (list_column(rows, f"growth_{name}", len(WINDOWS)) for name in ("now", "ago"))
     gained = {weeks: (now - ago)[:, [place]] for weeks, place in PLACE.items()}
     dept, store, total = (_growth(rows, f"{name}_")[13] for name in ("dept", "store", "total"))
     pooled_growth = np.asarray(1 + DAMPING * (dept * store / total - 1))[:, None]
@@ -239,7 +239,7 @@ def _candidates(rows: Columns, parts: _Parts, anchor: Array, unit: Array) -> dic
         named[f"last_year:gained_{weeks}"] = (year + gained[weeks]) * lift
     for weeks in (4, 8, 13):
         named[f"level:mean_{weeks}"] = level[weeks] * level_lift
-    recent = lists(rows, "recent", 4)
+    recent = list_column(rows, "recent", 4)
     for lag in range(4):
         named[f"level:lag_{lag + 1}"] = recent[:, [lag]] * level_lift
     distance = (np.stack([np.broadcast_to(values, anchor.shape) for values in named.values()]) - anchor) / unit
@@ -268,7 +268,7 @@ NOISE = ("deviation", "denoise_error", "naive_error", "naive_bias")
 
 
 def _step_inputs(rows: Columns, parts: _Parts, anchor: Array, horizon: int) -> dict[str, Array]:
-    """Shape of the season around the target week, [n, H] each."""
+    """The seasonal shape around the target week, [n, H] each."""
     before, year, after = _around(rows, "dept_last_year", horizon)
     return {
         "level:log_anchor": np.log(np.maximum(anchor / parts.scale[:, None], 0.05)),
@@ -278,13 +278,13 @@ def _step_inputs(rows: Columns, parts: _Parts, anchor: Array, horizon: int) -> d
     }
 
 
-def _averaged(named: dict[str, Array], known: NDArray[np.bool_]) -> dict[str, Array]:
-    """Inputs of last year's week as the mean of both years' where both are averaged in last year's sales, too."""
+def _averaged(named: dict[str, Array], averaged: NDArray[np.bool_]) -> dict[str, Array]:
+    """Last year's calendar inputs as the mean of both years where last year's sales are the mean of both years."""
     out = {name: values for name, values in named.items() if not name.startswith(BEFORE)}
     for name, values in named.items():
         if name.startswith(BEFORE):
             last = out[name.removeprefix(BEFORE)]
-            out[name.removeprefix(BEFORE)] = np.where(known, (last + values) / 2, last)
+            out[name.removeprefix(BEFORE)] = np.where(averaged, (last + values) / 2, last)
     return out
 
 
@@ -305,12 +305,12 @@ def _week_inputs(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str,
 
 
 def _planned_inputs(rows: Columns, horizon: int) -> dict[str, Array]:
-    """Planned inputs of the target week, and how they differ from last year's and the recent weeks', [n, H] each."""
+    """Planned inputs of the target week and of last year, and the difference from recent weeks, [n, H] each."""
     suffix = "_last_year"
     names = [name.removesuffix(suffix) for name in rows if name.startswith("planned_") and name.endswith(suffix)]
     out: dict[str, Array] = {}
     for name in names:
-        ahead, before = lists(rows, name, horizon), lists(rows, name + suffix, horizon)
+        ahead, before = list_column(rows, name, horizon), list_column(rows, name + suffix, horizon)
         recent = rows[f"{name}_recent"].astype(np.float32)[:, None]
         short = name.removeprefix("planned_")
         out |= {

@@ -1,4 +1,4 @@
-"""Forecasts that were given out, beside the sales that followed."""
+"""Compare published forecasts with the sales that followed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from salescast.workdir import Workdir
 
 RUN: Final = "monitor"
 MEASURES: Final = ("wmape", "bias", "coverage")
-WORSE: Final = 1.5  # times the backtest's WMAPE is too much, unless the user says what is
+WORSE: Final = 1.5  # default limit, as a multiple of the backtest's WMAPE
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is still fine, over the last `weeks` weeks with sales together. Shares; bias in either direction."""
+    """Limits of the measures over the last `weeks` weeks with sales, pooled. Shares; `bias` applies to both signs."""
 
     wmape: float
     bias: float = 0.1
@@ -34,7 +34,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Report:
-    """`by_week`: week, rows and the measures; `recent`: the measures of the last weeks; `beyond`: limits exceeded."""
+    """`by_week`: week, rows and the measures; `recent`: the measures of the last weeks; `beyond`: exceeded limits."""
 
     by_week: pl.DataFrame
     recent: dict[str, float]
@@ -45,8 +45,8 @@ class Report:
 def matched(forecasts: pl.DataFrame, sales: pl.DataFrame) -> pl.DataFrame:
     """Every forecast whose week has sales: store_id, dept_id, week, horizon, y, yhat, p10, p90.
 
-    `forecasts` as `salescast forecast --all` writes them, of any number of origins; `sales`: RAW_SALES. A week without
-    a row of the series is a gap and counts neither for nor against the forecast.
+    `forecasts` as `salescast forecast --all` writes them, of any number of origins; `sales`: RAW_SALES. Weeks without a
+    row of the series are left out.
     """
     actual = sales.select(*KEYS, "week", y=pl.col(LABEL))
     given = forecasts.select(*KEYS, "week", "horizon", "p10", "p90", yhat="forecast").filter(
@@ -55,12 +55,12 @@ def matched(forecasts: pl.DataFrame, sales: pl.DataFrame) -> pl.DataFrame:
     return given.join(actual, on=[*KEYS, "week"])
 
 
-def judge(pairs: pl.DataFrame, limits: Limits) -> Report:
-    """Measures by week and of the last weeks together, and which limits these exceed."""
+def compare_with_limits(pairs: pl.DataFrame, limits: Limits) -> Report:
+    """The measures by week and over the last weeks, and the limits that the latter exceed."""
     by_week = scores(pairs, ["week"]).select("week", "rows", *MEASURES).sort("week")
     last = by_week["week"].tail(limits.weeks).implode()
-    together = scores(pairs.filter(pl.col("week").is_in(last)).with_columns(model=pl.lit(RUN)))
-    recent = {name: float(together[name].item()) for name in MEASURES}
+    pooled = scores(pairs.filter(pl.col("week").is_in(last)).with_columns(model=pl.lit(RUN)))
+    recent = {name: float(pooled[name].item()) for name in MEASURES}
     failed = {
         f"WMAPE {recent['wmape']:.2%} is above {limits.wmape:.2%}": not recent["wmape"] <= limits.wmape,
         f"bias {recent['bias']:+.2%} is beyond {limits.bias:.2%}": not abs(recent["bias"]) <= limits.bias,
@@ -70,7 +70,7 @@ def judge(pairs: pl.DataFrame, limits: Limits) -> Report:
 
 
 def monitor(work: Workdir, raw: Path, forecasts: Sequence[Path], limits: Limits) -> Report:
-    """Judge stored forecasts (default: all the workdir has kept) by the sales in `raw`; the result is logged to MLflow.
+    """Compare stored forecasts (default: all in the workdir) with the sales in `raw`, and log the result to MLflow.
 
     Raises UserError when there are no forecasts, or none of a week with sales.
     """
@@ -79,39 +79,39 @@ def monitor(work: Workdir, raw: Path, forecasts: Sequence[Path], limits: Limits)
         raise UserError(
             f"no forecasts in {work.kept_forecasts}; run `salescast forecast --all` or `salescast run` first"
         )
-    given = pl.concat([parquet.read(path, "give another --forecasts") for path in paths])
-    found = dataset.load(raw)
-    first, last = given["week"].min(), found.meta.last_week
-    pairs = matched(given, found.sales.filter(pl.col("week") >= first).collect())
+    stored = pl.concat([parquet.read(path, "give another --forecasts") for path in paths])
+    data = dataset.load(raw)
+    first, last = stored["week"].min(), data.meta.last_week
+    pairs = matched(stored, data.sales.filter(pl.col("week") >= first).collect())
     if pairs.is_empty():
         raise UserError(
             f"the forecasts begin with {first!s}, the sales in {raw} end with {last}: nothing to compare yet; "
             "import newer sales, or name their dataset folder with --data"
         )
-    report = judge(pairs, limits)
+    report = compare_with_limits(pairs, limits)
     with mlflow_answers(tracking_uri(work)):
         return Report(report.by_week, report.recent, report.beyond, _log(work, report))
 
 
 def default_wmape(work: Workdir) -> float:
     """WORSE times the WMAPE of the model in the workdir's backtest. Raises UserError without one."""
-    tested = parquet.read(work.backtest, "give --max-wmape, or run `salescast backtest`")
-    return WORSE * float(scores(tested).filter(pl.col("model") == tested["model"][0])["wmape"].item())
+    backtest = parquet.read(work.backtest, "give --max-wmape, or run `salescast backtest`")
+    return WORSE * float(scores(backtest).filter(pl.col("model") == backtest["model"][0])["wmape"].item())
 
 
 def _log(work: Workdir, report: Report) -> str | None:
-    """One MLflow run: each week's measures with the week as their time and step; None when tracking is off."""
+    """Log one MLflow run with the measures by week, the week as time and step; None when tracking is off."""
     uri = tracking_uri(work)
     if uri == "off":
         return None
-    place = None if work.tracking_uri != uri else str(work.artifacts.resolve())
+    artifacts = None if work.tracking_uri != uri else str(work.artifacts.resolve())
     points = [
         Point(f"{RUN}_{name}", value, _milliseconds(row["week"]), row["week"].toordinal())
         for row in report.by_week.iter_rows(named=True)
         for name in (*MEASURES, "rows")
         if (value := row[name]) is not None
     ]
-    return log_run(uri, EXPERIMENT, place, RUN, {"beyond": "; ".join(report.beyond) or "nothing"}, points)
+    return log_run(uri, EXPERIMENT, artifacts, RUN, {"beyond": "; ".join(report.beyond) or "nothing"}, points)
 
 
 def _milliseconds(week: date) -> int:

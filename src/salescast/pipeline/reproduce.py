@@ -1,6 +1,5 @@
-"""Repeat a run from its record, beside the workdir's own results, and compare what comes out."""
+"""Repeat a run from its record in a temporary folder, and compare the results."""
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from salescast.training import launch
 from salescast.training.plan import Fit, Plan
 from salescast.workdir import Workdir
 
-LOCAL: Final = "feature_store.yaml"  # embedded stores: nothing that others use is touched
+LOCAL: Final = "feature_store.yaml"  # embedded stores, so that no shared store is changed
 BUNDLE: Final = "bundle digest"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One property of the run as it was recorded and as it is now."""
+    """One property of the run, as recorded and now."""
 
     what: str
     recorded: str
@@ -36,7 +35,7 @@ class Comparison:
 
 
 def compare(recorded: Record, now: Record, digests: tuple[str, str]) -> list[Comparison]:
-    """Both records property by property, and last the digests of the bundles, recorded and now."""
+    """Compare two records property by property, and last the digests of their bundles."""
     names = (
         "dataset_digest", "data_digest", "code_digest", "git_revision", "constraints_digest", "python", "processes",
     )  # fmt: skip
@@ -51,14 +50,14 @@ def compare(recorded: Record, now: Record, digests: tuple[str, str]) -> list[Com
 def reproduce(work: Workdir, run_id: str, raw: Path) -> list[Comparison]:
     """Make features, training set and bundle of an MLflow run again from the dataset folder `raw`, and compare.
 
-    All of it is made in a temporary folder of the workdir. Raises UserError when the run, its record or its dataset is
-    not there.
+    Everything is made in a temporary folder of the workdir. Raises UserError when the run, its record or its dataset
+    is missing.
     """
     recorded, digest = read_run(work, run_id)
-    held = dataset.Dataset.read(raw).digest
-    if held != recorded.dataset_digest:
+    present = dataset.Dataset.read(raw).digest
+    if present != recorded.dataset_digest:
         raise UserError(
-            f"run {run_id} was made from dataset {recorded.dataset_digest}, {raw} holds {held}; "
+            f"run {run_id} was made from dataset {recorded.dataset_digest}, {raw} holds {present}; "
             "name the folder of that dataset with --data"
         )
     with tempfile.TemporaryDirectory(prefix=".reproduce.", suffix=".partial", dir=work.root) as folder:
@@ -73,10 +72,10 @@ def reproduce(work: Workdir, run_id: str, raw: Path) -> list[Comparison]:
             config=recorded.config,
             fits=(Fit(stages.FINAL_FIT, recorded.cutoff, scratch.models),),
             checkpoints=scratch.fits / "checkpoints",
-            dataset_digest=held,
+            dataset_digest=present,
         )
         launch.train(plan, scratch.plan, recorded.processes)
-        made = str(read_metadata(scratch.models)["digest"])
+        made = read_metadata(scratch.models).digest
     return compare(recorded, plan.record(recorded.processes), (digest, made))
 
 
@@ -85,8 +84,6 @@ def read_run(work: Workdir, run_id: str) -> tuple[Record, str]:
     uri = tracking_uri(work)
     if uri == "off":
         raise UserError("tracking is switched off: there are no runs to reproduce; set MLFLOW_TRACKING_URI")
-    with run_artifacts(uri, run_id, (f"{run_record.FOLDER}/{run_record.NAME}", f"bundle/{METADATA}")) as (
-        path,
-        metadata,
-    ):
-        return Record.read(path), str(json.loads(metadata.read_text())["digest"])
+    names = (f"{run_record.FOLDER}/{run_record.NAME}", f"bundle/{METADATA}")
+    with run_artifacts(uri, run_id, names) as (record, metadata):
+        return Record.read(record), read_metadata(metadata.parent).digest

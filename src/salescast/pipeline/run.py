@@ -1,7 +1,6 @@
-"""`run`: every stage in order, from data to an answer of the model server."""
+"""`run`: every stage in order, from the dataset to an answer of the model server."""
 
 import json
-import logging
 import os
 import platform
 import time
@@ -10,14 +9,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from salescast import schema
 from salescast.data import dataset
-from salescast.evaluation import metrics
+from salescast.evaluation.metrics import Score, score_rows
 from salescast.model.config import TrainConfig
 from salescast.pipeline.stages import (
     MODEL,
+    ServedBundle,
     backtest_stage,
     features_stage,
     register_stage,
@@ -29,12 +29,13 @@ from salescast.runtime.atomic_files import replace_file
 from salescast.tracking.mlflow import tracking_uri
 from salescast.workdir import Workdir
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from salescast.tracking.registry import Registration
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What `run` found out; written to run.json for the report."""
+    """The results of `run`, written to run.json for the report."""
 
     model: str
     created: str
@@ -46,7 +47,7 @@ class RunSummary:
     first_week: date
     last_week: date
     seconds: dict[str, float]
-    scores: list[dict[str, Any]]
+    scores: list[Score]
     noise_floor_mape: float | None
     digest: str
     version: int | None
@@ -54,7 +55,7 @@ class RunSummary:
     reason: str
     served: str
     paths: dict[str, str]
-    answers: list[dict[str, Any]] = field(default_factory=list)  # of the forecast server, for the largest series
+    answers: list[dict[str, Any]] = field(default_factory=list)  # of the model server, for the largest series
     warning: str | None = None  # why there are no answers, and what to do
 
     def write(self, work: Workdir) -> None:
@@ -63,7 +64,7 @@ class RunSummary:
 
 
 class Timings:
-    """Seconds by stage, in the order of the stages; `started` is told each stage's name."""
+    """Seconds by stage, in the order of the stages; calls `started` with the name of each stage."""
 
     def __init__(self, started: Callable[[str], None]) -> None:
         self.seconds: dict[str, float] = {}
@@ -84,13 +85,12 @@ def run(
     cutoffs: Sequence[date] | None,
     started: Callable[[str], None],
 ) -> RunSummary:
-    """Everything from data to an answer of the model server. `source` writes the dataset folder it is given.
+    """Run all stages. `source` writes the dataset to the folder it is given; `started` gets the name of each stage.
 
-    Summary and report are on disk before the server is asked. One that does not get ready is a warning of the summary.
-    Raises UserError from any stage; what earlier stages wrote stays, and a second run reuses it where nothing changed.
+    Summary and report are written before the server is started. A server that does not get ready leads to a warning in
+    the summary. Raises UserError from any stage; the results of earlier stages stay, and the next run reuses them.
     """
     from salescast.feature_store import repo, retrieval
-    from salescast.model import bundle
     from salescast.report.build import build_report
     from salescast.serving import batch
 
@@ -104,9 +104,8 @@ def run(
         repo.apply(work)
     with timed("retrieval"):
         retrieval.retrieve(work, config.feature_service)
-    meta = dataset.Dataset.read(work.data)
     with timed("training"):
-        trained = train_stage(work, config, dates, final=meta.last_week)
+        trained = train_stage(work, config, dates, final=dataset.Dataset.read(work.data).last_week)
     with timed("backtest"):
         frame, _ = backtest_stage(work, trained)
     with timed("registry"):
@@ -114,9 +113,29 @@ def run(
     with timed("materialize"):
         repo.materialize(work)
     with timed("forecasts"):
-        folder, what = served(work, config.horizon)
-        batch.write_all(work, work.forecasts, folder)
-    summary = RunSummary(
+        bundle = served(work, config.horizon)
+        batch.write_all(work, work.forecasts, bundle.folder)
+    summary = _summary(work, timed.seconds, score_rows(frame), registered, bundle)
+    summary.write(work)
+    with timed("report"):
+        build_report(work)
+    with timed("serving"):
+        summary = _with_answers(work, summary, bundle.folder if bundle.folder == work.models else None)
+    summary.write(work)
+    return summary
+
+
+def _summary(
+    work: Workdir,
+    seconds: dict[str, float],
+    scores: list[Score],
+    registered: "Registration | None",
+    bundle: ServedBundle,
+) -> RunSummary:
+    from salescast.model.bundle import read_metadata
+
+    meta = dataset.Dataset.read(work.data)
+    return RunSummary(
         model=MODEL,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
@@ -126,29 +145,22 @@ def run(
         seasonal_features=len(schema.SEASONAL_FEATURES),
         first_week=meta.first_week,
         last_week=meta.last_week,
-        seconds=timed.seconds,
-        scores=metrics.scores(frame).to_dicts(),
+        seconds=seconds,
+        scores=scores,
         noise_floor_mape=meta.noise_floor_mape,
-        digest=bundle.read_metadata(work.models)["digest"],
+        digest=read_metadata(work.models).digest,
         version=registered.version if registered else None,
         champion=bool(registered and registered.champion),
         reason=registered.reason if registered else "tracking is switched off",
-        served=what,
+        served=bundle.description,
         paths={"report": str(work.report), "forecasts": str(work.forecasts), "mlflow": str(tracking_uri(work))},
     )
-    summary.write(work)
-    with timed("report"):
-        build_report(work)
-    with timed("serving"):
-        summary = _with_answers(work, summary, folder if folder == work.models else None)
-    summary.write(work)
-    return summary
 
 
 def _with_answers(work: Workdir, summary: RunSummary, model_dir: Path | None) -> RunSummary:
-    """The summary with the forecast server's answers, or with a warning when there is no server to ask.
+    """The summary with the answers of a model server, or with a warning when the server does not get ready.
 
-    Raises UserError when the answers are not the offline forecast.
+    Raises UserError when the answers differ from the offline forecasts.
     """
     from salescast.runtime.processes import NotReadyError
     from salescast.serving import smoke_test
@@ -156,5 +168,7 @@ def _with_answers(work: Workdir, summary: RunSummary, model_dir: Path | None) ->
     try:
         return replace(summary, answers=smoke_test.ask(work, model_dir))
     except NotReadyError as error:
-        again = f"all results are there, but no server was asked; to start one: {smoke_test.by_hand(work, model_dir)}"
-        return replace(summary, warning=f"{error}; {again}")
+        command = smoke_test.by_hand(work, model_dir)
+        return replace(
+            summary, warning=f"{error}; all results are there, but the server was not tested; start it with: {command}"
+        )

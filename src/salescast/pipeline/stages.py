@@ -1,13 +1,13 @@
-"""The stages of the pipeline. Each can be run again; results that are still valid are reused."""
+"""The stages of the pipeline, in order. Each can be run again and reuses results that are still valid."""
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import polars as pl
 
@@ -35,15 +35,22 @@ FINAL_FIT: Final = "final"
 
 @dataclass(frozen=True)
 class Trained:
-    """The fits of one launch: the final bundle, the bundles of the backtest by cutoff, the training set of both."""
+    """The results of one launch: the training set, the folder of the final bundle, those of the backtest by cutoff."""
 
     training: Path
     final: Path
     tested: dict[date, Path]
 
 
+class ServedBundle(NamedTuple):
+    """A bundle folder, and a description of why it is the one that is served."""
+
+    folder: Path
+    description: str
+
+
 def features_stage(work: Workdir, raw: Path, horizon: int) -> FeatureSummary:
-    """Build the feature tables of the workdir from a dataset folder, and keep the dataset's description beside them."""
+    """Build the feature tables of the workdir from the dataset folder `raw`, and copy the dataset's description."""
     summary = build_features(raw, work.data, horizon)
     with replace_file(work.data / dataset.META) as temporary:
         shutil.copyfile(raw / dataset.META, temporary)
@@ -52,33 +59,33 @@ def features_stage(work: Workdir, raw: Path, horizon: int) -> FeatureSummary:
 
 
 def _check_drift(work: Workdir, summary: FeatureSummary) -> None:
-    """Compare the weeks since the workdir's model was trained with its training set; tell of features that drifted."""
+    """Measure how far the weeks after the model's cutoff drifted from its training set, and warn of strong drift."""
     if not work.models.is_dir():
         return
     from salescast.features import training_set
     from salescast.model import bundle
 
     try:
-        trained = bundle.read_metadata(work.models)
+        model = bundle.read_metadata(work.models).metadata
     except UserError as error:  # features do not depend on a model
         logger.warning("drift is not measured: %s", error)
         return
-    cutoff, training = date.fromisoformat(trained["cutoff"]), work.training / trained["data_digest"]
-    if summary.upcoming - timedelta(weeks=1) <= cutoff or not training_set.is_complete(training):
+    training = work.training / model.data_digest
+    if summary.upcoming - timedelta(weeks=1) <= model.cutoff or not training_set.is_complete(training):
         return
-    found = drift.drift(training_set.scan(training), summary.files, cutoff)
-    parquet.write(found, work.drift)
-    strong = found.filter(pl.col("psi") > drift.STRONG)
+    table = drift.drift(training_set.scan(training), summary.files, model.cutoff)
+    parquet.write(table, work.drift)
+    strong = table.filter(pl.col("psi") > drift.STRONG)
     if strong.height:
         worst = ", ".join(f"{name} {psi:.2f}" for name, psi in strong.head(5).iter_rows())
         logger.warning(
             "%d of %d features have drifted since the model was trained (stability index above %g): %s; all are in %s",
-            strong.height, found.height, drift.STRONG, worst, work.drift,
+            strong.height, table.height, drift.STRONG, worst, work.drift,
         )  # fmt: skip
 
 
 def plan_fits(work: Workdir, config: TrainConfig, cutoffs: Sequence[date], *, final: date | None) -> Plan:
-    """Retrieve the training set; plan a fit at every cutoff, and one up to `final`, for one launch of torchrun.
+    """Retrieve the training set and plan one launch of torchrun: a fit per cutoff and one up to `final`.
 
     The bundles of the cutoffs go to `fits/<digest>/<cutoff>`, the final one to `models`.
     """
@@ -86,12 +93,15 @@ def plan_fits(work: Workdir, config: TrainConfig, cutoffs: Sequence[date], *, fi
 
     meta = dataset.Dataset.read(work.data)
     training = retrieval.retrieve(work, config.feature_service)
+    fits = [Fit(f"cutoff-{cutoff}", cutoff, work.fits / training.name / str(cutoff)) for cutoff in cutoffs]
+    if final is not None:
+        fits.append(Fit(FINAL_FIT, final, work.models))
     return Plan(
         training=training,
         data_digest=training.name,
         country=meta.country,
         config=config,
-        fits=tuple(_fits(work, training.name, cutoffs, final)),
+        fits=tuple(fits),
         checkpoints=work.fits / "checkpoints",
         tracking=_tracking(work),
         dataset_digest=meta.digest,
@@ -99,7 +109,7 @@ def plan_fits(work: Workdir, config: TrainConfig, cutoffs: Sequence[date], *, fi
 
 
 def trained_by(work: Workdir, plan: Plan) -> Trained:
-    """Where the bundles of a plan are, once it has been trained."""
+    """The results of a plan that has been trained."""
     return Trained(plan.training, work.models, {fit.cutoff: fit.out for fit in plan.fits if fit.name != FINAL_FIT})
 
 
@@ -112,13 +122,6 @@ def train_stage(work: Workdir, config: TrainConfig, cutoffs: Sequence[date], *, 
     return trained_by(work, plan)
 
 
-def _fits(work: Workdir, digest: str, cutoffs: Sequence[date], final: date | None) -> Iterator[Fit]:
-    for cutoff in cutoffs:
-        yield Fit(f"cutoff-{cutoff}", cutoff, work.fits / digest / str(cutoff))
-    if final is not None:
-        yield Fit(FINAL_FIT, final, work.models)
-
-
 def _tracking(work: Workdir) -> Tracking | None:
     uri = tracking_uri(work)
     if uri == "off":
@@ -128,19 +131,20 @@ def _tracking(work: Workdir) -> Tracking | None:
 
 
 def _journals(work: Workdir) -> Path:
-    """One folder a training, of what MLflow is to be told of it."""
+    """The tracking journals, one folder per training."""
     return work.fits / "journal"
 
 
 def default_cutoffs(work: Workdir, config: TrainConfig) -> list[date]:
-    """The dataset's quarterly cutoffs, see `evaluate.quarterly_cutoffs`."""
+    """The dataset's quarterly cutoffs, see `backtest.quarterly_cutoffs`."""
     return tested_cutoffs(work.data, config, None)
 
 
 def tested_cutoffs(folder: Path, config: TrainConfig, cutoffs: Sequence[date] | None) -> list[date]:
-    """The cutoffs that were asked for, or the quarterly ones of the dataset described in `folder`, the earliest first.
+    """`cutoffs`, or the quarterly cutoffs of the dataset described in `folder`, in ascending order.
 
-    Raises UserError when the data do not allow them: known from dataset.json, before any feature is built.
+    Needs dataset.json only, so that it can run before any feature is built. Raises UserError for cutoffs that the data
+    do not allow.
     """
     meta = dataset.Dataset.read(folder)
     first, last = meta.first_week, meta.last_week
@@ -151,11 +155,11 @@ def tested_cutoffs(folder: Path, config: TrainConfig, cutoffs: Sequence[date] | 
 
 
 def backtest_stage(
-    work: Workdir, trained: Trained, with_others: Sequence[str] = ()
+    work: Workdir, trained: Trained, references: Sequence[str] = ()
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The backtest frame of the model, every baseline and `with_others`, and the importance of the feature groups.
+    """The backtest frame of the model, the baselines and the reference models, and the importance of feature groups.
 
-    Both are also written to the workdir, and last the manifest that says which bundles were tested.
+    Both are also written to the workdir, then the manifest of the tested bundles.
     """
     from salescast.evaluation import baselines, lineage, reference_models
     from salescast.features.training_set import scan
@@ -166,22 +170,22 @@ def backtest_stage(
     frames = []
     for cutoff, model in bundles.items():
         rows = backtest.base_rows(training, cutoff)
-        frames.append(backtest.frame_of(model.predict(rows), rows, MODEL))
+        frames.append(backtest.model_frame(model.predict(rows), rows, MODEL))
         frames.append(baselines.forecasts(training, cutoff, model.horizon))
         country = model.metadata.country
-        frames += [reference_models.forecasts(name, training, cutoff, model.horizon, country) for name in with_others]
+        frames += [reference_models.forecasts(name, training, cutoff, model.horizon, country) for name in references]
     frame = backtest.with_actuals(pl.concat(frames), training)
-    groups = backtest.importance(bundles, training, _groups(training.collect_schema().names()), seed=0)
+    importance = backtest.importance(bundles, training, _groups(training.collect_schema().names()), seed=0)
     parquet.write(frame, work.backtest)
-    parquet.write(groups, work.root / "importance.parquet")
-    lineage.note(work, trained.tested)
-    return frame, groups
+    parquet.write(importance, work.root / "importance.parquet")
+    lineage.write_evaluation(work, trained.tested)
+    return frame, importance
 
 
 def _groups(columns: list[str]) -> dict[str, tuple[str, ...]]:
     """The feature groups of a training set with these columns."""
-    every = schema.FEATURE_GROUPS | schema.SEASONAL_GROUPS | {"planned": tuple(schema.planned_columns(columns))}
-    return {name: group for name, group in every.items() if not set(columns).isdisjoint(group)}
+    groups = schema.FEATURE_GROUPS | schema.SEASONAL_GROUPS | {"planned": tuple(schema.planned_columns(columns))}
+    return {name: group for name, group in groups.items() if not set(columns).isdisjoint(group)}
 
 
 def run_backtest(
@@ -192,26 +196,26 @@ def run_backtest(
     out: Path,
     *,
     refit: bool = True,
-    with_others: Sequence[str] = (),
+    references: Sequence[str] = (),
 ) -> pl.DataFrame:
-    """Features, retrieval, fits at the cutoffs and backtest, from a dataset folder; the frame also goes to `out`.
+    """Run features, retrieval, fits and backtest from the dataset folder `raw`; write the frame to `out` too.
 
-    Without `refit` the fit at the first cutoff forecasts from all of them, as a model does that is not trained again.
-    `with_others` names methods of `others`. Raises UserError, before any work, for one that cannot be run and for an
-    `out` whose name says no format of `tables.write`.
+    Without `refit` the model of the first cutoff forecasts from all cutoffs, like a model that is not retrained.
+    `references` names methods of `reference_models`. Raises UserError, before any work, for a method that cannot run
+    and for an `out` without a known file ending.
     """
     from salescast.evaluation import reference_models
     from salescast.feature_store import repo
 
     tables.check_target(out)
-    reference_models.check(with_others, config.feature_service)
+    reference_models.check(references, config.feature_service)
     dates = tested_cutoffs(raw, config, cutoffs)
     features_stage(work, raw, config.horizon)
     repo.apply(work)
     trained = train_stage(work, config, dates if refit else dates[:1], final=None)
     if not refit:
         trained = replace(trained, tested=dict.fromkeys(dates, trained.tested[dates[0]]))
-    frame, _ = backtest_stage(work, trained, with_others)
+    frame, _ = backtest_stage(work, trained, references)
     tables.write(frame, out)
     return frame
 
@@ -219,30 +223,30 @@ def run_backtest(
 def register_stage(work: Workdir) -> Registration | None:
     """Log the backtest to the run of the final fit and register its bundle; None when tracking is switched off.
 
-    The champion's bundle, this one or an earlier one, is then in the workdir too. Raises UserError when there is no
-    trained bundle or no backtest, or when the backtest is of another recipe (see `lineage.judged`).
+    Then fetches the champion's bundle into the workdir. Raises UserError without a trained bundle or a backtest, and
+    when the backtest is of another recipe (see `lineage.candidate`).
     """
     from salescast.evaluation import lineage
     from salescast.tracking import champion, journal, registry
 
     if tracking_uri(work) == "off":
         return None
-    judged = lineage.judged(work)
-    run_id = journal.run_id(journal.journal_folder(_journals(work), judged.final.fit_digest))
+    candidate = lineage.candidate(work)
+    run_id = journal.run_id(journal.journal_folder(_journals(work), candidate.final.fit_digest))
     if run_id is None:
-        raise UserError(f"MLflow has nothing of the training of {work.models}; `salescast train` again sends it")
+        raise UserError(f"MLflow has no run of the training of {work.models}; run `salescast train` again to send it")
     tested = parquet.read(work.backtest, "run `salescast backtest` again")
-    result = registry.register(work, run_id, judged, tested, MODEL)
+    result = registry.register(work, run_id, candidate, tested, MODEL)
     with suppress(champion.NoChampionError):
         champion.keep(work)
     return result
 
 
-def served(work: Workdir, horizon: int) -> tuple[Path, str]:
-    """The bundle folder that a run ends with, and what it is in words: the champion, if there is one.
+def served(work: Workdir, horizon: int) -> ServedBundle:
+    """The bundle that a run forecasts and serves with: the champion, if there is one.
 
-    Without one, and when it forecasts more than the `horizon` weeks that the features were just built for, the run's
-    own bundle is asked for by name, and that is said.
+    Without one, and when it forecasts more than the `horizon` weeks that the features were built for, the run's own
+    bundle, with a warning.
     """
     from salescast.model import bundle
     from salescast.tracking import champion
@@ -250,13 +254,13 @@ def served(work: Workdir, horizon: int) -> tuple[Path, str]:
     try:
         folder = champion.keep(work)
     except champion.NoChampionError as error:
-        logger.warning("this run's own bundle is asked for by name: %s", error)
-        return work.models, "the last bundle, asked for by name: there is no champion"
-    weeks = bundle.read_metadata(folder)["config"]["horizon"]
+        logger.warning("using this run's own bundle: %s", error)
+        return ServedBundle(work.models, "the last bundle: there is no champion")
+    weeks = bundle.read_metadata(folder).metadata.config.horizon
     if weeks > horizon:
         logger.warning(
-            "the champion forecasts %d weeks and cannot be served: the features are built for %d now; run "
-            "`salescast run --horizon %d` for it; this run's own bundle is asked for by name", weeks, horizon, weeks,
+            "using this run's own bundle: the champion forecasts %d weeks and the features are built for %d; run "
+            "`salescast run --horizon %d` to serve the champion", weeks, horizon, weeks,
         )  # fmt: skip
-        return work.models, f"the last bundle, asked for by name: the champion needs features of {weeks} weeks"
-    return folder, "the champion"
+        return ServedBundle(work.models, f"the last bundle: the champion needs features of {weeks} weeks")
+    return ServedBundle(folder, "the champion")

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from salescast import schema
 from salescast.data import tables
 from salescast.errors import UserError
+from salescast.evaluation.forecast_frames import long_frame
 from salescast.model import bundle
 from salescast.model.bundle import Bundle
 from salescast.runtime import checksums, parquet
@@ -35,16 +35,10 @@ def upcoming(workdir: Workdir, pair: tuple[int, int] | None = None) -> pl.DataFr
 def long_form(model: Bundle, rows: pl.DataFrame, weeks: int | None = None) -> pl.DataFrame:
     """Forecasts from `rows`, one row a series and week: keys, week, horizon (1 = first), forecast, p10 ... p90."""
     made = model.predict(rows, weeks)
-    n, horizon = made.weeks.shape
-    return pl.DataFrame(
-        {
-            **{key: np.repeat(rows[key].to_numpy(), horizon) for key in KEYS},
-            "week": made.weeks.reshape(-1),
-            "horizon": np.tile(np.arange(1, horizon + 1, dtype=np.int32), n),
-            "forecast": made.at(MEDIAN).reshape(-1),
-            **{level_name(level): made.at(level).reshape(-1) for level in made.levels if level != MEDIAN},
-        }
-    ).with_columns(pl.col(pl.Float64).fill_nan(None))
+    quantiles = {level_name(level): made.at(level) for level in made.levels if level != MEDIAN}
+    return long_frame(rows, made.weeks, {"forecast": made.at(MEDIAN), **quantiles}).with_columns(
+        pl.col(pl.Float64).fill_nan(None)
+    )
 
 
 def forecast_all(workdir: Workdir, model_dir: Path | None = None) -> pl.DataFrame:

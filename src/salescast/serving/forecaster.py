@@ -29,7 +29,7 @@ from salescast.errors import UserError
 from salescast.feature_store.databases import Database, StoreDownError, open_database, read_options
 from salescast.feature_store.online import OnlineReader, OnlineRows
 from salescast.model import bundle
-from salescast.model.bundle import BROKEN, Bundle
+from salescast.model.bundle import UNREADABLE, Bundle
 from salescast.schema import MEDIAN, level_name
 from salescast.serving.protocol_v1 import Answer, Limits, Query, RequestError
 from salescast.workdir import workdir_of_repo
@@ -116,7 +116,7 @@ def open_served(folder: Path, project: str, database: Database, settings: Settin
             schema.TIMESTAMP: [datetime.now(UTC)]
         }
         model.predict(pl.DataFrame(row, schema=columns))
-    except BROKEN as error:
+    except UNREADABLE as error:
         raise UserError(f"bundle {folder} cannot be used: {type(error).__name__}: {error}; train again") from error
     reader = OnlineReader(database, project, views)
     return Served(model, reader, Limits(model.horizon, model.levels, settings.max_instances))

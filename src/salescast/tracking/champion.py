@@ -187,4 +187,4 @@ def _holds(folder: Path, wanted: dict[str, str]) -> bool:
     """Whether the folder has the whole bundle of this version."""
     from salescast.model import bundle
 
-    return bool(wanted) and _note(folder) == wanted and bundle.whole(folder / BUNDLE)
+    return bool(wanted) and _note(folder) == wanted and bundle.is_complete(folder / BUNDLE)

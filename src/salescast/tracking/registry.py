@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from salescast.errors import UserError
-from salescast.evaluation.lineage import Judged
+from salescast.evaluation.lineage import Candidate
 from salescast.evaluation.metrics import scores
 from salescast.runtime import parquet
 from salescast.schema import MODEL_NAME
@@ -21,7 +21,7 @@ from salescast.workdir import Workdir
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-from salescast.evaluation.promotion import judge
+from salescast.evaluation import promotion
 from salescast.tracking.mlflow import mlflow_answers, mlflow_client, tracking_uri
 
 logger = logging.getLogger(__name__)
@@ -39,26 +39,26 @@ class Registration:
     reason: str
 
 
-def register(workdir: Workdir, run_id: str, judged: Judged, backtest: pl.DataFrame, model: str) -> Registration:
-    """Register the workdir's bundle, which `judged` is of; give it the alias `champion` if `judge` agrees.
+def register(workdir: Workdir, run_id: str, candidate: Candidate, backtest: pl.DataFrame, model: str) -> Registration:
+    """Register the workdir's bundle, which `candidate` describes; give it the alias `champion` if it is promoted.
 
     A bundle with the digest of a registered version is that version. Every step can be repeated: what is there stays
     as it is, what is missing is done. An alias that a version once had and somebody moved is not taken back.
     Raises UserError when MLflow does not do it, or keeps another bundle than the workdir's.
     """
     with mlflow_answers(tracking_uri(workdir)):
-        return _register(mlflow_client(tracking_uri(workdir)), workdir, run_id, judged, backtest, model)
+        return _register(mlflow_client(tracking_uri(workdir)), workdir, run_id, candidate, backtest, model)
 
 
 def _register(
     client: "MlflowClient",
     workdir: Workdir,
     run_id: str,
-    judged: Judged,
+    candidate: Candidate,
     backtest: pl.DataFrame,
     model: str,
 ) -> Registration:
-    digest, artifacts = judged.final.digest, _artifacts_of(client, run_id)
+    digest, artifacts = candidate.final.digest, _artifacts_of(client, run_id)
     _named_model(client)
     known = client.search_model_versions(f"name='{MODEL_NAME}'")
     champion = _champion(client, known)
@@ -67,24 +67,24 @@ def _register(
     before = None if serves else _champion_backtest(client, champion)  # its run may be the one that is written to
     place = _upload(client, run_id, workdir.models, digest)
     _log_results(client, run_id, backtest, model)
-    client.log_text(run_id, json.dumps(asdict(judged), default=str, indent=1), workdir.evaluation.name)
+    client.log_text(run_id, json.dumps(asdict(candidate), default=str, indent=1), workdir.evaluation.name)
     if found is not None and serves:
         client.set_model_version_tag(MODEL_NAME, found.version, PROMOTED, "yes")
         return Registration(int(found.version), True, found.tags.get("verdict", "given the alias by hand"))
     if found is not None and found.tags.get(PROMOTED) == "yes":
         now = f"version {champion.version}" if champion else "no version"
         return Registration(int(found.version), False, f"it was champion before; now {now} has the alias")
-    verdict = judge(backtest, model, before)
-    tags = {"digest": digest, "verdict": verdict.reason, "model": model, PROMOTED: "no"}
-    tags["backtest"] = judged.evaluation.backtest
+    decision = promotion.decide(backtest, model, before)
+    tags = {"digest": digest, "verdict": decision.reason, "model": model, PROMOTED: "no"}
+    tags["backtest"] = candidate.evaluation.backtest
     version = found or client.create_model_version(MODEL_NAME, f"{artifacts}/{place}", run_id=run_id, tags=tags)
     for name, value in tags.items():
         if version.tags.get(name) != value:  # judged before, by another backtest or beside another champion
             client.set_model_version_tag(MODEL_NAME, version.version, name, value)
-    if verdict.champion:
+    if decision.promoted:
         client.set_registered_model_alias(MODEL_NAME, CHAMPION, version.version)
         client.set_model_version_tag(MODEL_NAME, version.version, PROMOTED, "yes")
-    return Registration(int(version.version), verdict.champion, verdict.reason)
+    return Registration(int(version.version), decision.promoted, decision.reason)
 
 
 def _artifacts_of(client: "MlflowClient", run_id: str) -> str:

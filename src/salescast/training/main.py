@@ -135,7 +135,7 @@ def write(plan: Plan, fit: Fit, scaler: Scaler, final: State, search: State) -> 
             "train_loss": final["loss"],
             "val_wmape": search["wmape"] if math.isfinite(search["wmape"]) else None,
         },
-        trust=float(search["trust"]),
+        shrinkage=float(search["trust"]),
         planned=tuple(planned_columns(scan(plan.training).collect_schema().names())),
     )
     # Without held-out weeks there is no other model than the final one.
@@ -157,7 +157,7 @@ def run_plan(plan: Plan | None) -> int:
     with connect(plan.config.device if plan else read(TrainingSettings).device) as joined:
         plan = joined.from_first(plan)
         group = joined.limited(bf16=plan.config.bf16, compile=plan.config.compile)
-        finished = group.from_first([bundle.finished(fit.out, plan.digest(fit)) for fit in plan.fits])
+        finished = group.from_first([bundle.is_finished(fit.out, plan.digest(fit)) for fit in plan.fits])
         with (
             shown(group.first, 2 * plan.config.epochs * finished.count(False)) as tell,
             tracked(plan.tracking, plan.journal, plan.params) if group.first else nullcontext() as journal,

@@ -161,7 +161,7 @@ def _assemble(
             step = np.empty((n, horizon, len(part.step_names)), dtype=np.float32)
             names = (*part.base_names, *part.step_names)
         here = slice(at, at + len(part.base))
-        base[here], step[here], unit[here], fallback[here] = part.base, part.step, part.unit, part.fallback
+        base[here], step[here], unit[here], fallback[here] = part.base, part.step, part.unit, part.anchor_kind
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             target[here] = (label[here] - part.anchor) / part.unit
         for name, column in part.categories.items():

@@ -1,4 +1,4 @@
-"""Baselines against slow loops over one series at a time."""
+"""Baselines against loops over one series at a time."""
 
 from datetime import UTC, date, datetime, timedelta
 
@@ -25,22 +25,22 @@ def histories(draw: st.DrawFn) -> list[list[float | None]]:
     return rows
 
 
-def known(values: list[float | None]) -> list[float]:
+def observed(values: list[float | None]) -> list[float]:
     return [x for x in values if x is not None]
 
 
 def one_series(history: list[float | None], name: str, h: int) -> float:
     """The definition, for one series and week h = 0, 1, ..."""
-    last = known(history)[-1]
+    last = observed(history)[-1]
     if name == "naive":
         return last
     if name == "mean_4":
-        recent = known(history[-4:])
+        recent = observed(history[-4:])
         return sum(recent) / len(recent) if recent else last
     at = len(history) + h - 52
     year = history[at] if at >= 0 else None
     if year is None:
-        recent = known(history[-13:])
+        recent = observed(history[-13:])
         return sum(recent) / len(recent) if recent else last
     if name == "seasonal_naive":
         return year
@@ -58,9 +58,9 @@ def one_series(history: list[float | None], name: str, h: int) -> float:
 @given(histories(), st.integers(1, 52))
 def test_points_equal_their_definition(rows: list[list[float | None]], horizon: int) -> None:
     matrix = np.array([[np.nan if x is None else x for x in row] for row in rows])
-    found = baselines.points(matrix, horizon)
-    assert tuple(found) == baselines.NAMES
-    for name, values in found.items():
+    forecasts = baselines.point_forecasts(matrix, horizon)
+    assert tuple(forecasts) == baselines.NAMES
+    for name, values in forecasts.items():
         for i, row in enumerate(rows):
             expected = [one_series(row, name, h) for h in range(horizon)]
             np.testing.assert_allclose(values[i], expected, rtol=1e-12, err_msg=name)
@@ -92,21 +92,23 @@ def test_forecasts_use_nothing_after_the_cutoff(rows: list[list[float | None]]) 
     assert one.height == 3 * 5 * 4
     naive = one.filter((pl.col("model") == "naive") & (pl.col("horizon") == 2))
     assert naive.rows()[0][:5] == (1, 3, LAST, 2, LAST + timedelta(weeks=2))
-    assert naive["yhat"].to_list() == pytest.approx([known(rows[2])[-1], known(rows[1])[-1], known(rows[0])[-1]])
+    assert naive["yhat"].to_list() == pytest.approx(
+        [observed(rows[2])[-1], observed(rows[1])[-1], observed(rows[0])[-1]]
+    )
     assert one.select(((pl.col("p10") <= pl.col("p90")) & pl.col("yhat").is_finite()).all()).item()
 
 
-def test_intervals_hold_what_they_promise() -> None:
+def test_intervals_have_their_nominal_coverage() -> None:
     """Noise of one distribution around constant levels: 80 % of new weeks lie between the two quantiles."""
     random = np.random.default_rng(1)
     sales = 1000 * (1 + 0.1 * random.standard_normal((400, 80)))
-    low, high = baselines.intervals(sales, 4)["naive"]
+    low, high = baselines.error_quantiles(sales, 4)["naive"]
     # The error of the naive forecast is a difference of two draws.
     np.testing.assert_allclose(high, 1.2816 * 0.1 * np.sqrt(2), rtol=0.1)
     np.testing.assert_allclose(low, -1.2816 * 0.1 * np.sqrt(2), rtol=0.1)
 
 
-def test_no_sales_by_the_cutoff() -> None:
+def test_a_cutoff_before_all_sales_is_refused() -> None:
     frame = training([[1.0, 2.0]], [(1, 1)])
     with pytest.raises(UserError, match="no sales are observed up to the cutoff 2001-01-01"):
         baselines.forecasts(frame.lazy(), date(2001, 1, 1), 3)

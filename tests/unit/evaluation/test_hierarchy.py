@@ -1,4 +1,4 @@
-"""Sums that agree with their parts, and intervals that hold what they promise."""
+"""Sums agree with their parts, and their intervals have the nominal coverage."""
 
 from datetime import date, timedelta
 
@@ -62,8 +62,8 @@ def test_levels_add_up(seed: int) -> None:
 
 
 @pytest.mark.parametrize("common", [0.0, 1.0])
-def test_intervals_know_what_errors_have_in_common(common: float) -> None:
-    """The total of independent errors is much better known than its parts; that of common ones is not."""
+def test_intervals_depend_on_the_correlation_of_errors(common: float) -> None:
+    """The interval of the total is relatively narrower than that of its parts for independent errors only."""
     sums = hierarchy.aggregate(frame(1, 1, common=common), frame(2, 600, common=common), STORES)
     total = sums.filter(pl.col("level") == "total")
     width = ((total["p90"] - total["p10"]) / total["yhat"]).mean()
@@ -78,8 +78,7 @@ def test_coverage_of_new_sums() -> None:
     assert inside == pytest.approx(0.8, abs=0.05)
 
 
-def test_rows_keep_their_place() -> None:
-    """The order of rows, and series without an error, change nothing of the others."""
+def test_the_order_of_rows_does_not_matter() -> None:
     forecasts, errors = frame(5, 2), frame(6, 8)
     one = hierarchy.aggregate(forecasts, errors, STORES)
     two = hierarchy.aggregate(forecasts.sample(fraction=1.0, shuffle=True, seed=1), errors.reverse(), STORES)
@@ -88,7 +87,7 @@ def test_rows_keep_their_place() -> None:
         np.testing.assert_allclose(one.sort(key)[name], two.sort(key)[name])
 
 
-def test_unknown_actuals() -> None:
+def test_the_sales_of_a_group_are_null_if_one_is_unknown() -> None:
     forecasts = frame(5, 1).with_columns(y=pl.when(pl.col("store_id") == 1).then(None).otherwise(pl.col("y")))
     sums = hierarchy.aggregate(forecasts, frame(6, 8), STORES)
     known = {(row["level"], row["group"]): row["y"] is not None for row in sums.to_dicts()}
@@ -103,13 +102,13 @@ def test_unknown_actuals() -> None:
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=50), st.sampled_from([0.5, 0.8, 0.9]))
 def test_conformal_quantile(errors: list[float], share: float) -> None:
-    """By its definition: the least error that as many do not exceed as a new one is to be among."""
+    """By definition: the smallest error that at least (n + 1) * share of the errors do not exceed."""
     found = hierarchy.conformal(np.array(errors), share)
     enough = [e for e in errors if sum(other <= e for other in errors) >= (len(errors) + 1) * share]
     assert found == min(enough, default=max(errors))
 
 
-def test_a_bias_of_the_past_is_expected_on_both_sides() -> None:
+def test_a_past_bias_widens_both_sides() -> None:
     """All earlier sums were 5 % too low; the next ones may be too high."""
     errors = frame(1, 8).with_columns(y=pl.col("yhat") * 1.05)
     sums = hierarchy.aggregate(frame(2, 1), errors, STORES)
@@ -117,19 +116,19 @@ def test_a_bias_of_the_past_is_expected_on_both_sides() -> None:
         np.testing.assert_allclose(sums[name], sums["yhat"] * factor)
 
 
-def test_no_error_of_a_level_without_forecasts() -> None:
+def test_errors_of_zero_forecasts_are_not_used() -> None:
     silent = frame(1, 4).with_columns(yhat=pl.lit(0.0))
     sums = hierarchy.aggregate(frame(2, 1), silent, STORES)
     assert sums["p10"].equals(sums["p90"])
 
 
-def test_horizons_without_errors_use_those_of_the_others() -> None:
+def test_horizons_without_errors_use_the_errors_of_all_horizons() -> None:
     far = frame(1, 1).with_columns(pl.col("horizon") + 30)
     sums = hierarchy.aggregate(far, frame(2, 20), STORES)
     assert (sums["p90"] > sums["p10"]).all()
 
 
-def test_no_errors() -> None:
+def test_forecasts_without_known_errors_are_refused() -> None:
     errors = frame(1, 1).with_columns(y=pl.lit(None, pl.Float64))
     with pytest.raises(UserError, match="no errors of earlier forecasts"):
         hierarchy.aggregate(frame(1, 1), errors, STORES)

@@ -1,4 +1,4 @@
-"""A bundle goes with a backtest of its own recipe and with no other."""
+"""A bundle is matched with a backtest of its own recipe only."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def work(trained: tuple[Bundle, Plan], tmp_path: Path) -> Workdir:
     pl.DataFrame({"y": [1.0]}).write_parquet(work.backtest)
     save(model, earlier, work.fits / "cutoff")
     save(model, model.metadata, work.models)
-    lineage.note(work, {cutoff: work.fits / "cutoff"})
+    lineage.write_evaluation(work, {cutoff: work.fits / "cutoff"})
     return work
 
 
@@ -46,14 +46,16 @@ def save(model: Bundle, metadata: bundle.Metadata, folder: Path) -> None:
     bundle.save(folder, metadata, final=parts, best=parts)
 
 
-def test_the_final_bundle_of_the_recipe_that_was_tested_is_the_one(work: Workdir, trained: tuple[Bundle, Plan]) -> None:
-    judged = lineage.judged(work)
-    assert judged.final.digest == bundle.load(work.models).digest
-    assert judged.final.cutoff == trained[0].metadata.cutoff
-    assert [fitted.digest for fitted in judged.evaluation.tested.values()] == [bundle.load(work.fits / "cutoff").digest]
+def test_a_bundle_of_the_tested_recipe_is_the_candidate(work: Workdir, trained: tuple[Bundle, Plan]) -> None:
+    candidate = lineage.candidate(work)
+    assert candidate.final.digest == bundle.load(work.models).digest
+    assert candidate.final.cutoff == trained[0].metadata.cutoff
+    assert [fitted.digest for fitted in candidate.evaluation.tested.values()] == [
+        bundle.load(work.fits / "cutoff").digest
+    ]
 
 
-def test_another_recipe_was_not_judged(work: Workdir, trained: tuple[Bundle, Plan]) -> None:
+def test_a_bundle_of_another_recipe_is_refused(work: Workdir, trained: tuple[Bundle, Plan]) -> None:
     model, _ = trained
     metadata = model.metadata
     for other, reason in (
@@ -64,31 +66,31 @@ def test_another_recipe_was_not_judged(work: Workdir, trained: tuple[Bundle, Pla
     ):
         save(model, other, work.models)
         with pytest.raises(UserError, match=rf"{reason}.*{REMEDY}"):
-            lineage.judged(work)
+            lineage.candidate(work)
 
 
-def test_fits_of_other_code_judged_nothing(work: Workdir, trained: tuple[Bundle, Plan]) -> None:
+def test_a_backtest_of_other_code_is_refused(work: Workdir, trained: tuple[Bundle, Plan]) -> None:
     model, _ = trained
     cutoff = model.metadata.cutoff - timedelta(weeks=4)
     save(model, replace(model.metadata, cutoff=cutoff, fit_digest="of other code"), work.fits / "cutoff")
-    lineage.note(work, {cutoff: work.fits / "cutoff"})
+    lineage.write_evaluation(work, {cutoff: work.fits / "cutoff"})
     with pytest.raises(UserError, match=rf"the fit up to {cutoff} was made by other code.*{REMEDY}"):
-        lineage.judged(work)
+        lineage.candidate(work)
 
 
-def test_what_is_missing_or_damaged_is_named(work: Workdir) -> None:
+def test_missing_and_damaged_files_are_named(work: Workdir) -> None:
     def refused(path: Path, content: bytes | None, reason: str) -> None:
-        whole = path.read_bytes()
+        original = path.read_bytes()
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(UserError, match=reason):
-            lineage.judged(work)
-        path.write_bytes(whole)
+            lineage.candidate(work)
+        path.write_bytes(original)
 
     refused(work.backtest, None, "no backtest in .*; run `salescast backtest`")
     refused(work.backtest, b"another", "damaged or of another backtest; run `salescast backtest` again")
     refused(work.evaluation, None, "no backtest in .*; run `salescast backtest`")
     for content in (b"", b"{", b"[]", json.dumps({"recipe": {}}).encode(), b"\xff"):
         refused(work.evaluation, content, r"evaluation.json is damaged .*; run `salescast backtest` again")
-    refused(work.models / bundle.FINAL, b"cut off", "is not whole")
+    refused(work.models / bundle.FINAL, b"cut off", "is not complete")
     refused(work.models / bundle.METADATA, None, "no model bundle")
-    assert lineage.judged(work).evaluation.tested
+    assert lineage.candidate(work).evaluation.tested

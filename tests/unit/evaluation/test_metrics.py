@@ -1,4 +1,4 @@
-"""Metrics against plain loops; cutoffs; importance of what a model does and does not use."""
+"""Metrics against plain loops, cutoffs, and permutation importance."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ value = st.floats(-1e4, 1e5, allow_nan=False)
 row = st.tuples(st.integers(1, 3), st.sampled_from(["a", "b"]), st.none() | value, value, value, value, st.booleans())
 
 
-def frame_of(rows: list[tuple]) -> pl.DataFrame:
+def frame(rows: list[tuple]) -> pl.DataFrame:
     columns = ["store_id", "model", "y", "yhat", "p10", "p90", "is_holiday"]
     frame = pl.DataFrame(rows, schema=columns, orient="row", schema_overrides={"y": pl.Float64})
     return frame.with_columns(dept_id=pl.lit(1), cutoff=pl.lit(CUTOFF), horizon=pl.lit(1), week=pl.lit(CUTOFF))
@@ -35,8 +35,8 @@ def pinball_loss(y: float, q: float, tau: float) -> float:
 
 
 @given(st.lists(row, min_size=1, max_size=30))
-def test_every_metric_is_what_a_loop_over_the_rows_gives(rows: list[tuple]) -> None:
-    table = metrics.scores(frame_of(rows))
+def test_every_metric_equals_a_loop_over_the_rows(rows: list[tuple]) -> None:
+    table = metrics.scores(frame(rows))
     for model in {r[1] for r in rows if r[2] is not None}:
         mine = [r for r in rows if r[1] == model and r[2] is not None]
         total = sum(abs(r[2]) for r in mine)
@@ -57,7 +57,7 @@ def test_every_metric_is_what_a_loop_over_the_rows_gives(rows: list[tuple]) -> N
             assert found["wql"] == pytest.approx(2 * losses / (3 * total), rel=1e-9)
 
 
-def test_scaled_errors_are_averaged_over_series_not_pooled() -> None:
+def test_scaled_errors_are_averaged_over_series() -> None:
     weeks = [CUTOFF - timedelta(weeks=k) for k in range(60)]
     sales = pl.DataFrame(
         [(s, 1, w, s * (100.0 + (w.toordinal() % 11))) for s in (1, 10) for w in weeks],
@@ -72,9 +72,7 @@ def test_scaled_errors_are_averaged_over_series_not_pooled() -> None:
         assert mine["mae_scale"].item() == pytest.approx(np.mean(np.abs(errors)))
         assert mine["mse_scale"].item() == pytest.approx(np.mean(np.square(errors)))
     rows = [(1, "m", 100.0, 103.0, 0.0, 1.0, False), (10, "m", 1000.0, 1010.0, 0.0, 1.0, False)]
-    table = metrics.scores(
-        frame_of(rows).join(scales.cast({"dept_id": pl.Int32}), on=["store_id", "dept_id", "cutoff"])
-    )
+    table = metrics.scores(frame(rows).join(scales.cast({"dept_id": pl.Int32}), on=["store_id", "dept_id", "cutoff"]))
     mase = [
         3.0 / scales["mae_scale"][i] if s == 1 else 10.0 / scales["mae_scale"][i]
         for i, s in enumerate(scales["store_id"])
@@ -85,7 +83,7 @@ def test_scaled_errors_are_averaged_over_series_not_pooled() -> None:
 
 
 @given(st.integers(1, 300), st.integers(1, 20))
-def test_cutoffs_leave_a_horizon_of_actuals_and_history_to_learn_from(weeks: int, horizon: int) -> None:
+def test_cutoffs_leave_a_horizon_of_actuals_and_history_to_train_on(weeks: int, horizon: int) -> None:
     first, last = CUTOFF, CUTOFF + timedelta(weeks=weeks - 1)
     try:
         cutoffs = backtest.quarterly_cutoffs(first, last, horizon, holdout_weeks=13, min_history=4)
@@ -102,7 +100,7 @@ def test_cutoffs_leave_a_horizon_of_actuals_and_history_to_learn_from(weeks: int
 
 
 @given(st.integers(1, 20), st.lists(st.integers(-30, 200), min_size=1, max_size=3))
-def test_only_weeks_with_history_and_a_week_after_them_are_cutoffs(weeks: int, days: list[int]) -> None:
+def test_a_cutoff_needs_history_before_and_a_week_after_it(weeks: int, days: list[int]) -> None:
     first, last = CUTOFF, CUTOFF + timedelta(weeks=weeks - 1)
     wrong = [day for day in days if day % 7 or not 4 <= day // 7 <= weeks - 2]
     cutoffs = [first + timedelta(day) for day in days]
@@ -115,7 +113,7 @@ def test_only_weeks_with_history_and_a_week_after_them_are_cutoffs(weeks: int, d
 
 
 class Lag1Bundle:
-    """A model that forecasts lag_1 and looks at nothing else."""
+    """A model that forecasts lag_1."""
 
     def predict(self, frame: pl.DataFrame):
         class Forecast:
@@ -127,7 +125,7 @@ class Lag1Bundle:
         return Forecast()
 
 
-def test_importance_finds_the_group_a_model_uses_and_only_that() -> None:
+def test_importance_is_positive_only_for_the_group_a_model_uses() -> None:
     start = CUTOFF + timedelta(weeks=1)
     training = pl.DataFrame(
         {
@@ -162,7 +160,7 @@ def test_a_cutoff_outside_the_data_is_named() -> None:
     ],
     ids=["nothing after it", "nothing before it", "short history"],
 )
-def test_what_cannot_be_tested_is_refused_before_any_work(
+def test_impossible_cutoffs_are_refused_before_any_work(
     weeks: int, back: int | None, message: str, tmp_path: Path
 ) -> None:
     work = Workdir(tmp_path / "work")

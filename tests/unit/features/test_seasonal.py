@@ -375,7 +375,7 @@ def test_anchor_unit_and_candidates(seed: int) -> None:
             shifts = shifts_of(week)
             expected, kind = anchor(row, h, shifts)
             unit = (abs(expected) + scale) / 2
-            assert found.fallback[i, h] == kind
+            assert found.anchor_kind[i, h] == kind
             assert found.anchor[i, h] == pytest.approx(expected, rel=1e-4, abs=1e-3)
             assert found.unit[i, h] == pytest.approx(unit, rel=1e-4)
             before_it = on_dates(row["denoised_year_before"], h, shifts[1])
@@ -436,7 +436,7 @@ def test_a_new_store_uses_its_department() -> None:
     cut = {key: values[:80] for key, values in history.items()}
     frame = with_store(seasonal_features(sales_of(cut), horizon=H)).filter(pl.col("store_id") == 9).tail(1)
     found = built(frame)  # weeks 80..84; week 82 is the peak of the year before
-    assert found.fallback.tolist() == [[PROFILE] * H]
+    assert found.anchor_kind.tolist() == [[PROFILE] * H]
     base = date(2010, 2, 5) + timedelta(weeks=80)
     shift = date_shift(np.array([base + timedelta(weeks=h) for h in range(H)], "datetime64[D]"), CALENDAR)
     expected = [50.0, 50.0, 150 - 100 * shift[2], 50 + 100 * shift[3], 50.0]
@@ -446,7 +446,7 @@ def test_a_new_store_uses_its_department() -> None:
 def test_without_a_year_of_history_the_level_is_used() -> None:
     frame = with_store(seasonal_features(sales_of({(1, 0): [10.0, 20.0, 30.0]}), horizon=H)).tail(1)
     found = built(frame)
-    assert found.fallback.tolist() == [[LEVEL] * H]
+    assert found.anchor_kind.tolist() == [[LEVEL] * H]
     assert found.anchor.tolist() == [[20.0] * H]
 
 
@@ -469,7 +469,7 @@ def test_another_country_has_its_own_holidays_and_follows_them() -> None:
 
 def test_lists_too_short_for_the_horizon() -> None:
     frame = with_store(seasonal_features(sales_of({(1, 0): [10.0, 20.0, 30.0]}), horizon=2))
-    with pytest.raises(UserError, match="build the features for a longer horizon"):
+    with pytest.raises(UserError, match="run `salescast features` with a longer --horizon"):
         built(frame, 4)
 
 

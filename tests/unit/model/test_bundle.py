@@ -1,3 +1,6 @@
+"""Bundles: files, forecasts, damage, and earlier formats."""
+
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -7,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from salescast import schema
 from salescast.errors import UserError
@@ -14,13 +18,14 @@ from salescast.model import bundle
 from salescast.model.bundle import Bundle
 from salescast.model.inputs import build
 from salescast.retail_calendar import calendar
+from salescast.runtime.atomic_files import sha256
 from salescast.training.main import run_plan
 from salescast.training.plan import Plan
 
 
 @pytest.fixture(scope="module")
 def folder(module_plan_of: Callable[..., Plan]) -> Path:
-    plan = module_plan_of(epochs=3, members=2)
+    plan = module_plan_of(epochs=3)
     assert run_plan(plan) == 0
     return plan.fits[0].out
 
@@ -55,12 +60,10 @@ def test_forecasts_are_increasing_finite_and_of_the_right_weeks(loaded: Bundle, 
     assert np.array_equal(forecast.at(0.5), forecast.quantiles[:, :, 4])
 
 
-def test_a_forecast_is_the_networks_answer_widened_by_side(loaded: Bundle, upcoming: pl.DataFrame) -> None:
-    """Row by row with plain arithmetic, and independent of the other rows of the call."""
-    import torch
-
+def test_a_forecast_is_the_calibrated_network_output(loaded: Bundle, upcoming: pl.DataFrame) -> None:
+    """Row by row with plain arithmetic, independent of the other rows of the call."""
     lower, upper = 0.9, 1.4
-    model = replace(loaded, metadata=replace(loaded.metadata, factors=(lower, upper)))
+    model = replace(loaded, metadata=replace(loaded.metadata, factors=(lower, upper), shrinkage=0.75))
     together = model.predict(upcoming).quantiles
     for i in range(0, 18, 5):
         row = upcoming[i]
@@ -70,7 +73,7 @@ def test_a_forecast_is_the_networks_answer_widened_by_side(loaded: Bundle, upcom
             codes = torch.cat([model.scaler.encode(inputs)[0], model.scaler.horizons(4)[h : h + 1]])[None]
             with torch.no_grad():
                 raw = model.network(numeric, codes).double().mean(dim=1)[0].numpy()
-            wide = raw[4] + (raw - raw[4]) * np.where(np.arange(9) < 4, lower, upper)
+            wide = 0.75 * raw[4] + (raw - raw[4]) * np.where(np.arange(9) < 4, lower, upper)
             expected = inputs.anchor[0, h] + inputs.unit[0, h] * wide
             assert np.allclose(together[i, h], expected, rtol=1e-6)
     assert np.allclose(model.predict(upcoming[3:4]).quantiles, together[3:4], rtol=1e-6)
@@ -78,28 +81,28 @@ def test_a_forecast_is_the_networks_answer_widened_by_side(loaded: Bundle, upcom
     assert np.allclose(model.predict(many).quantiles[-18:], together, rtol=1e-6)
 
 
-def test_fewer_weeks_are_the_first_of_all(loaded: Bundle, upcoming: pl.DataFrame) -> None:
+def test_a_shorter_horizon_gives_the_first_weeks(loaded: Bundle, upcoming: pl.DataFrame) -> None:
     two, four = loaded.predict(upcoming, 2), loaded.predict(upcoming)
     assert np.allclose(two.quantiles, four.quantiles[:, :2], rtol=1e-6)
     assert np.array_equal(two.weeks, four.weeks[:, :2])
 
 
 @pytest.mark.parametrize("horizon", [0, 5, -1])
-def test_weeks_it_was_not_trained_for_are_refused(loaded: Bundle, upcoming: pl.DataFrame, horizon: int) -> None:
+def test_a_horizon_beyond_that_of_training_is_refused(loaded: Bundle, upcoming: pl.DataFrame, horizon: int) -> None:
     with pytest.raises(UserError, match=f"horizon must be 1 to 4 weeks for this model, got {horizon}"):
         loaded.predict(upcoming, horizon)
 
 
 def test_unknown_stores_get_a_finite_forecast(loaded: Bundle, upcoming: pl.DataFrame) -> None:
-    strange = upcoming.with_columns(
+    changed = upcoming.with_columns(
         pl.lit(999, pl.Int32).alias("store_id"),
         pl.lit(None, pl.String).alias("region"),
         pl.lit(None, pl.Int64).alias("store_size"),
     )
-    assert np.isfinite(loaded.predict(strange).quantiles).all()
+    assert np.isfinite(loaded.predict(changed).quantiles).all()
 
 
-def test_no_rows_no_forecasts(loaded: Bundle, upcoming: pl.DataFrame) -> None:
+def test_no_rows_give_no_forecasts(loaded: Bundle, upcoming: pl.DataFrame) -> None:
     assert loaded.predict(upcoming.head(0)).quantiles.shape == (0, 4, 9)
 
 
@@ -114,7 +117,7 @@ def test_both_parts_load(folder: Path, upcoming: pl.DataFrame) -> None:
     assert not np.allclose(best.predict(upcoming).quantiles, final.predict(upcoming).quantiles)
 
 
-def test_parts_that_do_not_belong_together_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_missing_damaged_and_mixed_files_are_refused(folder: Path, tmp_path: Path) -> None:
     def refused(change: Callable[[Path], object], reason: str) -> None:
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
@@ -123,33 +126,77 @@ def test_parts_that_do_not_belong_together_are_refused(folder: Path, tmp_path: P
         with pytest.raises(UserError, match=reason):
             bundle.load(copy)
 
-    refused(lambda f: (f / "model_final.pt").unlink(), r"not whole: \['model_final.pt'\] missing or of another model")
+    refused(
+        lambda f: (f / "model_final.pt").unlink(), r"not complete: \['model_final.pt'\] missing or of another model"
+    )
     refused(
         lambda f: shutil.copy(f / "model_best.pt", f / "model_final.pt"), r"\['model_final.pt'\] missing or of another"
     )
     refused(lambda f: (f / "scalers.json").write_text("{}"), r"\['scalers.json'\] missing or of another")
-    refused(lambda f: (f / "model_metadata.json").unlink(), r"model_metadata.json cannot be read .*; train first")
+    refused(
+        lambda f: (f / "model_metadata.json").unlink(),
+        r"model_metadata.json cannot be read .*; run `salescast train` first",
+    )
     refused(lambda f: (f / "model_metadata.json").write_text("{"), "cannot be read")
     refused(lambda f: (f / "model_metadata.json").write_text("[]"), "cannot be read")
     metadata = (folder / "model_metadata.json").read_text().replace('"cutoff": "2024-04-26"', '"cutoff": "2024-04-27"')
-    refused(lambda f: (f / "model_metadata.json").write_text(metadata), "model_metadata.json was changed or damaged")
-    refused(lambda f: (f / "model_metadata.json").write_text('{"format": 9}'), "has format 9, this version reads 1")
+    refused(lambda f: (f / "model_metadata.json").write_text(metadata), "is damaged: model_metadata.json was changed")
+    refused(
+        lambda f: (f / "model_metadata.json").write_text('{"format": 9}'),
+        "has format 9, this version reads 1 and 2; run `salescast train`",
+    )
+    refused(lambda f: (f / "model_metadata.json").write_text('{"format": 2}'), "is damaged: .*; run `salescast train`")
 
 
-def test_finished_means_whole_and_of_this_fit(folder: Path, loaded: Bundle, tmp_path: Path) -> None:
-    assert bundle.finished(folder, loaded.metadata.fit_digest)
-    assert not bundle.finished(folder, "another")
-    assert not bundle.finished(tmp_path, loaded.metadata.fit_digest)
+def format_1(folder: Path, target: Path, members: int = 1) -> Path:
+    """A copy of the bundle as version 0.1 wrote it: `trust` and `seal`, `members`, weights with a leading dimension."""
+    shutil.copytree(folder, target)
+    values = json.loads((folder / bundle.METADATA).read_text())
+    del values["checksum"]
+    values |= {"format": 1, "trust": values.pop("shrinkage")}
+    values["config"]["members"] = members
+    for name in (bundle.FINAL, bundle.BEST):
+        weights = torch.load(folder / name, weights_only=True)
+        for key, value in weights.items():
+            if key.startswith(("weights", "heads", "biases")):
+                weights[key] = value.reshape(1, -1, value.shape[-1])
+        torch.save(weights, target / name)
+        values["files"][name] = sha256(target / name)
+    seal = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    (target / bundle.METADATA).write_text(json.dumps(values | {"seal": seal}, indent=1))
+    return target
+
+
+def test_a_bundle_of_format_1_loads(folder: Path, loaded: Bundle, upcoming: pl.DataFrame, tmp_path: Path) -> None:
+    old = format_1(folder, tmp_path / "old")
+    found = bundle.load(old)
+    assert (found.metadata, found.digest) == (loaded.metadata, loaded.digest)
+    assert np.array_equal(found.predict(upcoming).quantiles, loaded.predict(upcoming).quantiles)
+    changed = (old / bundle.METADATA).read_text().replace('"trust": ', '"trust": -')
+    (old / bundle.METADATA).write_text(changed)
+    with pytest.raises(UserError, match=r"is damaged: model_metadata.json was changed"):
+        bundle.load(old)
+
+
+def test_an_ensemble_of_format_1_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"it is an ensemble of 3 networks, .*; run `salescast train`"):
+        bundle.load(format_1(folder, tmp_path / "old", members=3))
+
+
+def test_finished_means_complete_and_of_this_fit(folder: Path, loaded: Bundle, tmp_path: Path) -> None:
+    assert bundle.is_finished(folder, loaded.metadata.fit_digest)
+    assert not bundle.is_finished(folder, "another")
+    assert not bundle.is_finished(tmp_path, loaded.metadata.fit_digest)
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy" / "model_final.pt").write_bytes(b"")
-    assert not bundle.finished(tmp_path / "copy", loaded.metadata.fit_digest)
-    for broken in ("", "{", "[]", '{"format": 1}'):
+    assert not bundle.is_finished(tmp_path / "copy", loaded.metadata.fit_digest)
+    for broken in ("", "{", "[]", '{"format": 1}', '{"format": 2}'):
         (tmp_path / "copy" / "model_metadata.json").write_text(broken)
-        assert not bundle.finished(tmp_path / "copy", loaded.metadata.fit_digest), "training mends it"
+        assert not bundle.is_finished(tmp_path / "copy", loaded.metadata.fit_digest), "training replaces it"
 
 
 def test_a_failed_save_leaves_the_earlier_bundle(folder: Path, loaded: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value JSON cannot hold stops the writing before the folder is replaced."""
+    """A value that JSON cannot hold raises before the folder is replaced."""
     weights = (loaded.network.state_dict(), loaded.scaler)
     spoiled = replace(loaded.metadata, metrics={"bad": object()})  # type: ignore[dict-item]
     with pytest.raises(TypeError):
@@ -157,7 +204,7 @@ def test_a_failed_save_leaves_the_earlier_bundle(folder: Path, loaded: Bundle, m
     assert bundle.load(folder).digest == loaded.digest
 
 
-def test_the_digest_names_the_content_not_the_time(folder: Path, loaded: Bundle, tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_content_and_not_on_the_time(folder: Path, loaded: Bundle, tmp_path: Path) -> None:
     best = bundle.load(folder, bundle.BEST)
     parts = {"final": (loaded.network.state_dict(), loaded.scaler), "best": (best.network.state_dict(), best.scaler)}
     assert bundle.save(tmp_path / "again", loaded.metadata, **parts) == loaded.digest
@@ -165,17 +212,17 @@ def test_the_digest_names_the_content_not_the_time(folder: Path, loaded: Bundle,
     assert bundle.save(tmp_path / "other", other, **parts) != loaded.digest
 
 
-def test_what_was_trained_on_is_inside_and_what_is_unlike_it_is_counted(
+def test_training_rows_are_inside_the_training_range_and_others_are_counted(
     loaded: Bundle, training_frame: pl.DataFrame, upcoming: pl.DataFrame
 ) -> None:
-    """Rows whose every horizon was a training sample; then the same with one feature out of all bounds."""
+    """Rows with every horizon among the training samples; then the same with values outside the range."""
     last = pl.lit(loaded.metadata.cutoff) - pl.duration(weeks=4)
     week = pl.col(schema.TIMESTAMP).dt.date()
     first = pl.col(schema.TIMESTAMP).min().over("store_id", "dept_id").dt.date()
     rows = training_frame.filter((week <= last) & (week >= first + pl.duration(weeks=6)))
     assert rows.height > 100
     assert loaded.predict(rows).outside == {}
-    strange = rows.with_columns(pl.col("temperature") + 1000, pl.lit(999, pl.Int32).alias("store_id"))
-    outside = loaded.predict(strange).outside
+    changed = rows.with_columns(pl.col("temperature") + 1000, pl.lit(999, pl.Int32).alias("store_id"))
+    outside = loaded.predict(changed).outside
     assert outside["economics:temperature"] == outside["store_id"] == rows.height
     assert set(outside) == {"economics:temperature", "store_id"}

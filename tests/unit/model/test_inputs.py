@@ -1,4 +1,4 @@
-"""Model inputs: what they are made of, and what they must not depend on."""
+"""Model inputs: their formulas, and what they must not depend on."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -81,7 +81,7 @@ def test_published_inputs_do_not_depend_on_the_currency(row: list[float]) -> Non
     np.testing.assert_allclose(thousand.unit, 1000 * one.unit, rtol=1e-5)
 
 
-def test_step_calendar_is_that_of_the_target_week() -> None:
+def test_step_inputs_describe_the_target_week() -> None:
     """The row of 2011-10-28 forecasts Thanksgiving (week ending 2011-11-25) four weeks later."""
     built = inputs.build(published_frame([[1.0] * 6]), TRAINING_SERVICE, 8, CALENDAR)
     position = built.step_names.index("holiday:is_holiday")
@@ -90,13 +90,13 @@ def test_step_calendar_is_that_of_the_target_week() -> None:
     assert month.tolist() == [10, 11, 11, 11, 11, 12, 12, 12]
 
 
-def test_groups() -> None:
+def test_inputs_are_named_by_their_groups() -> None:
     built = inputs.build(published_frame([[1.0] * 6]), TRAINING_SERVICE, 2, CALENDAR)
-    groups = {inputs.group_of(name) for name in (*built.base_names, *built.step_names, *built.categories)}
-    assert groups == {"lags", "rolling", "calendar", "holiday", "economics", "store", "identity"}
+    groups = {name.partition(":")[0] for name in (*built.base_names, *built.step_names)}
+    assert groups == {"lags", "rolling", "calendar", "holiday", "economics", "store"}
 
 
-def test_errors_say_what_to_do() -> None:
+def test_wrong_arguments_are_refused() -> None:
     frame = published_frame([[1.0] * 6])
     with pytest.raises(UserError, match="unknown feature service 'other'; known are"):
         inputs.build(frame, "other", 2, CALENDAR)

@@ -1,4 +1,4 @@
-"""Forecasts beside the sales that followed: against plain loops, and through the files and MLflow."""
+"""Monitoring: measures against plain loops, and through files and MLflow."""
 
 import math
 from datetime import date, timedelta
@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from salescast import schema
 from salescast.data import dataset
 from salescast.errors import UserError
-from salescast.pipeline.monitor import Limits, default_wmape, judge, matched, monitor
+from salescast.pipeline.monitor import Limits, compare_with_limits, default_wmape, matched, monitor
 from salescast.runtime import parquet
 from salescast.workdir import Workdir
 
@@ -24,7 +24,10 @@ FINE = Limits(wmape=1e9, bias=1e9, coverage=0.0)
 def forecasts(rows: list[tuple[int, int, float | None]]) -> pl.DataFrame:
     """(store, week number, forecast) with p10 and p90 at -10 and +10."""
     return pl.DataFrame(
-        [(s, 1, FIRST + timedelta(weeks=w), w + 1, f, f and f - 10, f and f + 10) for s, w, f in rows],
+        [
+            (s, 1, FIRST + timedelta(weeks=w), w + 1, f, None if f is None else f - 10, None if f is None else f + 10)
+            for s, w, f in rows
+        ],
         schema={**schema.KEY_TYPES, "week": pl.Date, "horizon": pl.Int32, "forecast": pl.Float64, "p10": pl.Float64,
                 "p90": pl.Float64},
         orient="row",
@@ -49,7 +52,7 @@ def test_the_measures_by_week_are_those_of_a_loop(made: dict, seen: dict) -> Non
     assert pairs.height == len(both)
     if not both:
         return
-    report = judge(pairs, FINE)
+    report = compare_with_limits(pairs, FINE)
     for week, rows, wmape, bias, coverage in report.by_week.iter_rows():
         errors = [(made[k] - seen[k], seen[k]) for k in both if FIRST + timedelta(weeks=k[1]) == week]
         total = sum(abs(y) for _, y in errors)
@@ -60,23 +63,23 @@ def test_the_measures_by_week_are_those_of_a_loop(made: dict, seen: dict) -> Non
             assert bias == pytest.approx(sum(e for e, _ in errors) / total, abs=1e-9)
 
 
-def test_only_the_last_weeks_are_judged_and_every_limit_is_named() -> None:
+def test_only_the_last_weeks_count_and_every_exceeded_limit_is_named() -> None:
     good = {(1, w): 100.0 for w in range(4)}
     bad = {(1, w): 100.0 for w in range(4, 6)}
     pairs = matched(forecasts([(1, w, 101.0 if w < 4 else 150.0) for w in range(6)]), sales(good | bad))
-    assert judge(pairs.filter(pl.col("horizon") <= 4), Limits(0.05)).beyond == ()
-    assert judge(pairs, Limits(0.2)).recent["wmape"] == pytest.approx((0.01 * 2 + 0.5 * 2) / 4)
-    assert judge(pairs, Limits(0.2, weeks=2)).beyond == (
+    assert compare_with_limits(pairs.filter(pl.col("horizon") <= 4), Limits(0.05)).beyond == ()
+    assert compare_with_limits(pairs, Limits(0.2)).recent["wmape"] == pytest.approx((0.01 * 2 + 0.5 * 2) / 4)
+    assert compare_with_limits(pairs, Limits(0.2, weeks=2)).beyond == (
         "WMAPE 50.00% is above 20.00%",
         "bias +50.00% is beyond 10.00%",
         "coverage 0.00% is below 60.00%",
     )
 
 
-def test_weeks_of_nothing_but_zero_sales_are_beyond_any_limit() -> None:
-    """WMAPE is not defined there; what cannot be judged is not fine."""
+def test_weeks_with_zero_sales_only_exceed_every_limit() -> None:
+    """WMAPE is not defined there; an undefined measure exceeds its limit."""
     pairs = matched(forecasts([(1, 0, 5.0)]), sales({(1, 0): 0.0}))
-    report = judge(pairs, Limits(0.5))
+    report = compare_with_limits(pairs, Limits(0.5))
     assert not math.isfinite(report.recent["wmape"]) and len(report.beyond) == 2
 
 
@@ -96,7 +99,7 @@ def work(tmp_path: Path) -> Workdir:
     return work
 
 
-def test_every_kept_forecast_is_compared_and_logged_by_week(work: Workdir) -> None:
+def test_every_stored_forecast_is_compared_and_logged_by_week(work: Workdir) -> None:
     meta = dataset.Dataset.read(work.raw)
     report = monitor(work, work.raw, [], Limits(0.001))
     weeks = [meta.last_week - timedelta(weeks=k) for k in (2, 1, 0)]
@@ -111,9 +114,9 @@ def test_every_kept_forecast_is_compared_and_logged_by_week(work: Workdir) -> No
     assert run.data.tags["beyond"].startswith("WMAPE") and run.info.status == "FINISHED"
 
 
-def test_no_forecasts_no_sales_and_damaged_forecasts_are_said(work: Workdir, tmp_path: Path) -> None:
-    said = r"no forecasts in .*other/forecasts; run `salescast forecast --all` or `salescast run` first"
-    with pytest.raises(UserError, match=said):
+def test_missing_forecasts_missing_sales_and_damaged_forecasts_are_named(work: Workdir, tmp_path: Path) -> None:
+    message = r"no forecasts in .*other/forecasts; run `salescast forecast --all` or `salescast run` first"
+    with pytest.raises(UserError, match=message):
         monitor(Workdir(tmp_path / "other"), work.raw, [], FINE)
     dataset.generate(tmp_path / "old", 2, 2, 60, 1)
     paths = sorted(work.kept_forecasts.glob("*"))

@@ -1,4 +1,4 @@
-"""A run's record holds what it takes to repeat the run, and `reproduce` does."""
+"""The run record is sufficient to repeat the run, and `reproduce` does so."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def run_id(plan: Plan) -> str:
     return found
 
 
-def test_the_record_says_what_the_run_was_made_of(trained: tuple[Workdir, Plan]) -> None:
+def test_the_record_contains_data_code_and_hardware(trained: tuple[Workdir, Plan]) -> None:
     work, plan = trained
     found, digest = reproduce.read_run(work, run_id(plan))
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -70,7 +70,7 @@ def test_the_record_says_what_the_run_was_made_of(trained: tuple[Workdir, Plan])
     assert tags["dataset_digest"] == found.dataset_digest and tags["hardware_machine"] == found.hardware["machine"]
 
 
-def test_a_repetition_has_the_same_digests_and_leaves_the_workdir_as_it_was(trained: tuple[Workdir, Plan]) -> None:
+def test_a_repeated_run_has_the_same_digests_and_does_not_change_the_workdir(trained: tuple[Workdir, Plan]) -> None:
     work, plan = trained
     before = {path: path.stat().st_mtime_ns for path in work.root.rglob("*.*") if "mlflow" not in path.name}
     found = reproduce.reproduce(work, run_id(plan), work.raw)
@@ -88,7 +88,7 @@ def test_other_data_and_unknown_runs_are_refused(trained: tuple[Workdir, Plan], 
         reproduce.reproduce(work, "../x", work.raw)
 
 
-def test_a_changed_setting_shows_as_another_digest(trained: tuple[Workdir, Plan]) -> None:
+def test_differences_between_records_are_listed(trained: tuple[Workdir, Plan]) -> None:
     work, plan = trained
     recorded, digest = reproduce.read_run(work, run_id(plan))
     other = dataclasses.replace(recorded, python="3.1", hardware={"cores": 99})
@@ -98,7 +98,7 @@ def test_a_changed_setting_shows_as_another_digest(trained: tuple[Workdir, Plan]
     }  # fmt: skip
 
 
-def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_unreadable_record_is_refused(tmp_path: Path) -> None:
     for content in ("", "[]", "{}", '{"cutoff": "2024-01-05"}'):
         (tmp_path / "record.json").write_text(content)
         with pytest.raises(UserError, match=r"the run's record record.json cannot be read"):

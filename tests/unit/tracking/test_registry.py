@@ -1,9 +1,9 @@
-"""The champion rule, and the registry of a real MLflow store."""
+"""The registry of a real MLflow store."""
 
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from salescast.config import read
 from salescast.errors import UserError
-from salescast.evaluation import promotion
-from salescast.evaluation.lineage import Evaluation, Fitted, Judged, Recipe
+from salescast.evaluation.lineage import Candidate, Evaluation, Fitted
 from salescast.model import bundle
 from salescast.model.bundle import Bundle
 from salescast.schema import MODEL_NAME
@@ -38,64 +37,6 @@ def backtest(**errors: dict[date, float]) -> pl.DataFrame:
     ]
     columns = ["store_id", "dept_id", "cutoff", "horizon", "week", "y", "yhat", "p10", "p90", "model"]
     return pl.DataFrame(rows, schema=columns, orient="row")
-
-
-def test_a_model_that_beats_every_baseline_everywhere_becomes_champion() -> None:
-    verdict = promotion.judge(backtest(ours={EARLY: 1, LATE: 2}, naive={EARLY: 2, LATE: 3}), "ours", None)
-    reason = "beats every baseline, pooled, at every cutoff and in the peak weeks; there was no champion"
-    assert verdict == promotion.Verdict(True, reason)
-
-
-@pytest.mark.parametrize(
-    ("ours", "naive", "reason"),
-    [
-        ({EARLY: 5, LATE: 1}, {EARLY: 2, LATE: 2}, "pooled: WMAPE 3.00% does not beat naive with 2.00%"),
-        ({EARLY: 3, LATE: 1}, {EARLY: 2, LATE: 9}, "at cutoff 2024-01-05: WMAPE 3.00% does not beat naive with 2.00%"),
-        ({EARLY: 2, LATE: 2}, {EARLY: 2, LATE: 2}, "pooled: WMAPE 2.00% does not beat naive with 2.00%"),
-    ],
-)
-def test_losing_to_a_baseline_anywhere_is_no_championship(ours: dict, naive: dict, reason: str) -> None:
-    assert promotion.judge(backtest(ours=ours, naive=naive), "ours", None) == promotion.Verdict(False, reason)
-
-
-def test_the_peak_weeks_must_be_won_too() -> None:
-    """Week 2 sells 30 % more than the usual week; weeks 0 and 1 make up for it at the cutoff and pooled."""
-    weeks = [EARLY + timedelta(weeks=k) for k in range(3)]
-    rows = [
-        (1, 1, EARLY, k + 1, weeks[k], sold, sold + error[k], 0.0, 999.0, model)
-        for model, error in (("ours", (1, 1, 9)), ("naive", (8, 8, 5)))
-        for k, sold in enumerate((100.0, 102.0, 130.0))
-    ]
-    test = pl.DataFrame(rows, schema=backtest(ours={EARLY: 1}).columns, orient="row")
-    assert promotion.judge(test, "ours", None) == promotion.Verdict(
-        False, "in the peak weeks: WMAPE 6.92% does not beat naive with 3.85%"
-    )
-    flat = test.with_columns(pl.col("y", "yhat") - pl.when(pl.col("horizon") == 3).then(10.0).otherwise(0.0))
-    assert promotion.judge(flat, "ours", None).champion, "18 % more is no peak"
-
-
-def test_the_champion_must_be_beaten_at_every_cutoff() -> None:
-    new = backtest(ours={EARLY: 1, LATE: 4}, naive={EARLY: 9, LATE: 9})
-    verdict = promotion.judge(new, "ours", backtest(ours={EARLY: 4, LATE: 3}))
-    assert verdict == promotion.Verdict(
-        False, f"at cutoff {LATE}: WMAPE 4.00% does not beat the champion with 3.00%, on the same rows"
-    )
-
-
-@pytest.mark.parametrize(("old", "champion"), [(4.0, True), (3.0, False), (2.0, False)])
-def test_the_champion_is_compared_on_the_rows_both_have(old: float, champion: bool) -> None:
-    # The old champion was never tested at LATE, where the new model is bad.
-    before = backtest(ours={EARLY: old})
-    verdict = promotion.judge(backtest(ours={EARLY: 3, LATE: 8}, naive={EARLY: 9, LATE: 9}), "ours", before)
-    assert verdict.champion is champion
-    said = "against" if champion else "does not beat the champion with"
-    assert f"WMAPE 3.00% {said} {old / 100:.2%}" in verdict.reason
-    assert verdict.reason.endswith("on the same rows")
-
-
-def test_a_champion_that_was_tested_elsewhere_gives_way() -> None:
-    verdict = promotion.judge(backtest(ours={LATE: 3}, naive={LATE: 9}), "ours", backtest(ours={EARLY: 1}))
-    assert verdict.champion and "cannot be compared" in verdict.reason
 
 
 @pytest.fixture
@@ -121,14 +62,14 @@ def trained(module_plan_of: Callable[..., Plan]) -> Bundle:
 
 
 @pytest.fixture
-def put(work: Workdir, trained: Bundle) -> Callable[[float], Judged]:
+def put(work: Workdir, trained: Bundle) -> Callable[[float], Candidate]:
     """Puts another model into the workdir for each `factor`; returns what registers it."""
 
-    def put(factor: float) -> Judged:
+    def put(factor: float) -> Candidate:
         parts = trained.network.state_dict(), trained.scaler
         bundle.save(work.models, replace(trained.metadata, factors=(1.0, factor)), final=parts, best=parts)
-        described = bundle.read_metadata(work.models)
-        return Judged(Fitted.from_dict(described), Evaluation(Recipe.from_dict(described), {}, f"backtest {factor}"))
+        saved = bundle.read_metadata(work.models)
+        return Candidate(Fitted.from_metadata(saved), Evaluation(saved.metadata.recipe, {}, f"backtest {factor}"))
 
     return put
 
@@ -149,7 +90,7 @@ def holder(client: MlflowClient) -> int:
     return int(client.get_model_version_by_alias(registry.MODEL_NAME, registry.CHAMPION).version)
 
 
-def test_versions_and_alias_in_the_registry(work: Workdir, put: Callable[[float], Judged], tmp_path: Path) -> None:
+def test_versions_and_alias_in_the_registry(work: Workdir, put: Callable[[float], Candidate], tmp_path: Path) -> None:
     client = MlflowClient(tracking_uri=work.tracking_uri)
     one, run = put(1.1), run_of(work)
     for _ in range(2):
@@ -174,7 +115,7 @@ def test_versions_and_alias_in_the_registry(work: Workdir, put: Callable[[float]
     assert bundle.load(Path(arrived)).digest == bundle.load(work.models).digest == champion.tags["digest"]
 
 
-def test_an_alias_that_a_person_moved_is_not_taken_back(work: Workdir, put: Callable[[float], Judged]) -> None:
+def test_an_alias_that_a_person_moved_is_not_taken_back(work: Workdir, put: Callable[[float], Candidate]) -> None:
     client = MlflowClient(tracking_uri=work.tracking_uri)
     registry.register(work, run_of(work), put(1.1), GOOD, "ours")
     best, run = put(1.2), run_of(work)
@@ -185,7 +126,9 @@ def test_an_alias_that_a_person_moved_is_not_taken_back(work: Workdir, put: Call
     assert again.reason == "it was champion before; now version 1 has the alias"
 
 
-def test_a_bundle_that_mlflow_lost_or_damaged_is_uploaded_again(work: Workdir, put: Callable[[float], Judged]) -> None:
+def test_a_bundle_that_mlflow_lost_or_damaged_is_uploaded_again(
+    work: Workdir, put: Callable[[float], Candidate]
+) -> None:
     judged, run = put(1.1), run_of(work)
     registry.register(work, run, judged, GOOD, "ours")
     (kept,) = work.artifacts.rglob(f"{registry.BUNDLES}/*/{bundle.FINAL}")
@@ -194,7 +137,7 @@ def test_a_bundle_that_mlflow_lost_or_damaged_is_uploaded_again(work: Workdir, p
     assert bundle.load(kept.parent).digest == judged.final.digest
 
 
-def test_what_arrives_must_be_what_was_judged(work: Workdir, put: Callable[[float], Judged]) -> None:
+def test_what_arrives_must_be_what_was_judged(work: Workdir, put: Callable[[float], Candidate]) -> None:
     judged = put(1.1)
     put(1.2)  # the folder has another bundle by now
     with pytest.raises(UserError, match=f"where bundle {judged.final.digest[:12]} of .*models should be"):
@@ -230,7 +173,7 @@ class Failing:
     ["log_artifacts", "log_metric", "create_model_version", "set_registered_model_alias", "set_model_version_tag"],
 )
 def test_mlflow_lost_at_any_step_is_made_up_for(
-    work: Workdir, put: Callable[[float], Judged], monkeypatch: pytest.MonkeyPatch, method: str, done: bool
+    work: Workdir, put: Callable[[float], Candidate], monkeypatch: pytest.MonkeyPatch, method: str, done: bool
 ) -> None:
     """What stands in MLflow in the end is what an undisturbed registration leaves, and nothing is there twice."""
     real = MlflowClient(tracking_uri=work.tracking_uri, registry_uri=work.tracking_uri)

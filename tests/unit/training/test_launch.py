@@ -43,7 +43,7 @@ def test_under_torchrun_this_process_is_rank_0(
     monkeypatch.setenv("RANK", "0")
     plan = plan_of(epochs=1)
     launch.train(plan, tmp_path / "plan.json", processes=7)
-    assert bundle.finished(plan.fits[0].out, plan.digest(plan.fits[0]))
+    assert bundle.is_finished(plan.fits[0].out, plan.digest(plan.fits[0]))
     with pytest.raises(SystemExit) as stopped:
         launch.run(str(tmp_path / "plan.json"), processes=7)
     assert stopped.value.code == 0
