@@ -174,10 +174,12 @@ class Uploader(threading.Thread):
         """
         self._closing.set()
         since = time.monotonic()
-        while self.is_alive() and time.monotonic() - since <= patience:
+        while self.is_alive():
             self.join(0.1)
             if not self._failing:
                 since = time.monotonic()
+            elif time.monotonic() - since > patience:
+                return
 
     def upload(self) -> None:
         """Upload, in order, the events that were not sent yet.

@@ -227,7 +227,7 @@ class Failing:
 @pytest.mark.parametrize("done", [False, True], ids=["request lost", "answer lost"])
 @pytest.mark.parametrize(
     "method",
-    ["log_artifacts", "log_metric", "create_model_version", "set_registered_model_alias", "set_model_version_tag"],
+    ["log_artifacts", "log_batch", "create_model_version", "set_registered_model_alias", "set_model_version_tag"],
 )
 def test_mlflow_lost_at_any_step_is_made_up_for(
     work: Workdir, put: Callable[[float], Judged], monkeypatch: pytest.MonkeyPatch, method: str, done: bool
