@@ -212,12 +212,11 @@ class Uploader(threading.Thread):
     def _send(self, run: str, event: Event) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        self._client.log_batch(
-            run,
-            [Metric(point.name, point.value, point.time, point.step) for point in event.metrics],
-            [Param(name, value) for name, value in event.params.items()],
-            [RunTag(name, value) for name, value in event.tags.items()],
-        )
+        metrics = [Metric(point.name, point.value, point.time, point.step) for point in event.metrics]
+        params = [Param(name, value) for name, value in event.params.items()]
+        tags = [RunTag(name, value) for name, value in event.tags.items()]
+        if metrics or params or tags:
+            self._client.log_batch(run, metrics, params, tags)
         if event.folder:
             self._client.log_artifacts(run, str(event.folder), event.target)
         if event.status:

@@ -1,6 +1,7 @@
 import errno
 import json
 import resource
+import shutil
 import threading
 from collections.abc import Callable
 from itertools import count
@@ -30,7 +31,8 @@ PlanOf = Callable[..., Plan]
 
 
 @pytest.fixture
-def tracking(tmp_path: Path) -> Tracking:
+def tracking(tmp_path: Path, store: Path) -> Tracking:
+    shutil.copyfile(store, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     return Tracking(uri, "tests", "run", tmp_path / "journal", artifacts=str(tmp_path / "artifacts"), patience=0)
 
@@ -46,7 +48,7 @@ def test_switched_off_nothing_is_written(plan_of: PlanOf) -> None:
     assert (run_id(off.journal), exit_code(off.journal)) == (None, 0)
 
 
-def test_everything_arrives_once(tracking: Tracking, tmp_path: Path) -> None:
+def test_everything_arrives_once(tracking: Tracking, tmp_path: Path, store: Path) -> None:
     """A real store: parameters, metrics by step, files; a second start continues the same run."""
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "a.txt").write_text("content")
@@ -68,6 +70,7 @@ def test_everything_arrives_once(tracking: Tracking, tmp_path: Path) -> None:
     assert [file.path for file in client.list_artifacts(run.info.run_id, "bundle")] == ["bundle/a.txt"]
 
     # The store is emptied (a new file: SQLAlchemy keeps the old one open): everything is sent to a new run.
+    shutil.copyfile(store, tmp_path / "new.db")
     path = folder / JOURNAL
     path.write_text(path.read_text().replace("mlflow.db", "new.db"))
     assert main([str(folder)]) == 0

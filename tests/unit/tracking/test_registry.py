@@ -133,14 +133,6 @@ def put(work: Workdir, trained: Bundle) -> Callable[[float], Judged]:
     return put
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables without anything in them: making them takes longer than a test."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 GOOD, BAD = backtest(ours={EARLY: 2}, naive={EARLY: 5}), backtest(ours={EARLY: 3}, naive={EARLY: 5})
 BEST = backtest(ours={EARLY: 1}, naive={EARLY: 5})
 
