@@ -86,16 +86,16 @@ def test_kills_end_bitwise_where_an_undisturbed_run_ends(plan_of: PlanOf, tmp_pa
     process = start(killed, restarts=1)
     wait_for_checkpoint(process, killed, 3)
     ranks(process)[1].kill()
-    assert "goes on after epoch" in output(process)
+    assert "continues after epoch" in output(process)
     assert digest(killed) == digest(quiet)
 
     process = start(restarted)
-    wait_for_checkpoint(process, restarted, 14)  # in the final phase
+    wait_for_checkpoint(process, restarted, 14)  # in the full phase
     for killed_process in (*ranks(process), process):
         killed_process.kill()
     process.wait()
     assert not (restarted.fits[-1].out).exists()
-    assert re.search(r"goes on after epoch \d+ of phase final", output(start(restarted)))
+    assert re.search(r"continues after epoch \d+ of phase full", output(start(restarted)))
     assert digest(restarted) == digest(quiet)
     assert not list((restarted.checkpoints / "final").glob("*.pt"))
 
@@ -157,7 +157,7 @@ def test_a_full_disk_costs_checkpoints_but_not_the_training(plan_of: PlanOf, tmp
     text, code = limited(plan, 40_000)
     assert code == 0, text
     assert "was not written" in text
-    assert "training goes on" in text
+    assert "training continues" in text
     assert limited(quiet, -1)[1] == 0
     assert digest(plan) == digest(quiet)
 

@@ -29,7 +29,8 @@ from salescast.model.inputs import build
 from salescast.model.network import QuantileMLP, Scaler
 from salescast.model.recipe import Recipe
 from salescast.retail_calendar import calendar
-from salescast.runtime.atomic_files import replace_dir, sha256
+from salescast.runtime.atomic_files import replace_dir
+from salescast.runtime.checksums import sha256
 
 FINAL, BEST, SCALERS, METADATA = "model_final.pt", "model_best.pt", "scalers.json", "model_metadata.json"
 FORMAT: Final = 2

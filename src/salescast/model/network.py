@@ -5,7 +5,6 @@ give it raw inputs.
 """
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -205,25 +204,3 @@ def pinball(quantiles: Tensor, target: Tensor, weight: Tensor, levels: Tensor) -
     """
     error = target.view(-1, 1, 1) - quantiles
     return weight @ (levels * error + relu(-error)).mean(dim=(1, 2))
-
-
-class Average:
-    """Exponential moving average of a network's weights and BatchNorm statistics; `network` is the averaged copy.
-
-    The decay grows from 0.1 to `decay`, so that a short training is not held back by its random start.
-    """
-
-    def __init__(self, live: QuantileMLP, decay: float) -> None:
-        self.decay, self.steps, self.network = decay, 0, deepcopy(live).eval()
-        copy = self.network
-        self._pairs = [
-            (mean.detach(), value.detach())
-            for mean, value in zip(copy.state_dict().values(), live.state_dict().values(), strict=True)
-            if value.is_floating_point()
-        ]
-
-    def update(self) -> None:
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        self.steps += 1
-        means, values = zip(*self._pairs, strict=True)
-        torch._foreach_lerp_(list(means), list(values), 1 - decay)

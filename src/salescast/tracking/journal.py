@@ -1,47 +1,259 @@
-"""Reporting to MLflow that cannot hold a training up.
+"""A journal of what a training reports to MLflow, and the thread that uploads it.
 
-The training appends events to a journal on disk; a process beside it sends them to MLflow and starts over where it
-stopped when the server was away. `python -m salescast.tracking.journal JOURNAL` sends what is left.
+Training adds events to a file and never waits for MLflow; a thread of the same process uploads them, with retries. The
+next start of the same plan, or `python -m salescast.tracking.journal FOLDER`, uploads what is left.
 """
 
-import errno
-import json
 import logging
+import math
 import os
-import signal
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Final
+
+from pydantic import TypeAdapter
 
 from salescast.errors import UserError
 from salescast.runtime.atomic_files import replace_file
-from salescast.runtime.processes import Quiet, cpu_seconds, stop
-from salescast.tracking.mlflow import check
+from salescast.tracking.mlflow import Point, check, create_run, mlflow_client, mlflow_errors
 from salescast.tracking.run_record import FOLDER, Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
 
-UNSENT = 3  # exit code: trained, but MLflow did not get everything
-RETRY = 2.0  # seconds between attempts to reach MLflow again
-EVENTS, SENT, RUN, TARGET = "events.jsonl", "sent.json", "run.json", "target.json"
-AWAY = "away"  # a file that is there while MLflow does not take what is sent
+UNSENT: Final = 3  # exit code: trained, but MLflow did not get everything
+RETRY: Final = 2.0  # seconds between attempts to reach MLflow
+JOURNAL, SENT = "journal.json", "sent.json"
 
 
 @dataclass(frozen=True)
 class Tracking:
-    """Which MLflow run a training reports to; `journal` keeps on disk what is to be sent."""
+    """Where a training reports to."""
 
     uri: str
     experiment: str
     run_name: str
-    journal: Path
+    journal: Path  # folder of the journals
     artifacts: str | None = None  # where a new experiment keeps artifacts; None = the server decides
-    patience: float = 60.0  # seconds without progress after which sending is put off to later
+    patience: float = 60.0  # seconds to wait for an MLflow that is away when training has ended
+
+
+@dataclass(frozen=True)
+class Event:
+    """One upload: parameters, tags, metrics, the files of `folder` to the run's `target`, the run's final status."""
+
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: tuple[Point, ...] = ()
+    folder: Path | None = None
+    target: str = ""
+    status: str | None = None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The MLflow run of a journal, and how many of its events the run has."""
+
+    run_id: str | None = None
+    events: int = 0
+
+    @classmethod
+    def read(cls, folder: Path) -> "Sent":
+        path = folder / SENT
+        return TypeAdapter(Sent).validate_json(path.read_bytes()) if path.is_file() else Sent()
+
+    def write(self, folder: Path) -> None:
+        with replace_file(folder / SENT) as temporary:
+            temporary.write_bytes(TypeAdapter(Sent).dump_json(self))
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The events of a training, in `folder`; one that a full disk does not take is written with the next."""
+
+    folder: Path
+    tracking: Tracking
+    events: list[Event]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Journal":
+        """Raises UserError when there is none or it cannot be read."""
+        try:
+            return replace(TypeAdapter(Journal).validate_json((folder / JOURNAL).read_bytes()), folder=folder)
+        except (OSError, ValueError):
+            raise UserError(f"no tracking journal in {folder}; give the folder that the training named") from None
+
+    def params(self, values: Mapping[str, object]) -> None:
+        self._add(Event(params={name: str(value) for name, value in values.items()}))
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Values that are not finite are left out."""
+        now = int(time.time() * 1000)
+        points = (Point(name, value, now, step) for name, value in values.items() if math.isfinite(value))
+        self._add(Event(metrics=tuple(points)))
+
+    def artifacts(self, folder: Path, target: str) -> None:
+        """Upload the files of `folder` to `target`, as they are at the time of the upload."""
+        self._add(Event(folder=folder.resolve(), target=target))
+
+    def record(self, record: Record) -> None:
+        """Keep the run record as a file and as tags of the run (parameters cannot change in a later start)."""
+        record.write(self.folder / FOLDER)
+        self.artifacts(self.folder / FOLDER, FOLDER)
+        self._add(Event(tags=record.tags()))
+
+    def end(self, status: str) -> None:
+        """Add the last event. Raises UserError when the disk cannot take the journal."""
+        self.events.append(Event(status=status))
+        self.write()
+
+    def write(self) -> None:
+        """Raises UserError when the disk cannot take it; the file then stays as it was."""
+        try:
+            with replace_file(self.folder / JOURNAL) as temporary:
+                temporary.write_bytes(TypeAdapter(Journal).dump_json(self))
+        except OSError as error:
+            raise UserError(
+                f"cannot write the journal {self.folder}: {error}; free space and start the same plan again"
+            ) from error
+
+    def _add(self, event: Event) -> None:
+        self.events.append(event)
+        try:
+            self.write()
+        except UserError as error:
+            logger.warning("%s; training continues", error)
+
+
+class Uploader(threading.Thread):
+    """Uploads a journal while training runs. As a daemon it does not hold up the end of the process; see `finish`."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(name="mlflow-upload", daemon=True)
+        self.journal = journal
+        # A full disk may have kept events from the file that an earlier start has sent.
+        earlier = Sent.read(journal.folder)
+        self._sent = replace(earlier, events=min(earlier.events, len(journal.events)))
+        self._run: str | None = None
+        self._failing = False  # the last attempt failed
+        self._closing = threading.Event()
+
+    @cached_property
+    def _client(self) -> "MlflowClient":
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        return mlflow_client(self.journal.tracking.uri)
+
+    def run(self) -> None:
+        while True:
+            closing = self._closing.is_set()
+            try:
+                self.upload()
+                self._failing = False
+                if closing:  # so the upload included the last event
+                    return
+                self._closing.wait(0.5)
+            except UserError as error:
+                if not self._failing:
+                    logger.warning("%s; the journal is kept and sent later", error)
+                self._failing = True
+                time.sleep(RETRY)
+
+    def finish(self, patience: float) -> None:
+        """Return when everything was sent, or when MLflow has been away for `patience` seconds from now on.
+
+        There is no limit on an upload that is merely slow.
+        """
+        self._closing.set()
+        since = time.monotonic()
+        while self.is_alive():
+            self.join(0.1)
+            if not self._failing:
+                since = time.monotonic()
+            elif time.monotonic() - since > patience:
+                return
+
+    def upload(self) -> None:
+        """Upload, in order, the events that were not sent yet.
+
+        Raises UserError when MLflow does not take one; those before it are sent. An event whose answer was lost is sent
+        again, with the times of the first attempt: MLflow keeps equal values once.
+        """
+        with mlflow_errors(self.journal.tracking.uri):
+            run = self._run = self._run or self._find_run()
+            for event in self.journal.events[self._sent.events :]:
+                self._send(run, event)
+                self._sent = Sent(run, self._sent.events + 1)
+                self._sent.write(self.journal.folder)
+
+    def _find_run(self) -> str:
+        """The run of an earlier upload; a new one if there is none, or if the store no longer has it."""
+        from mlflow.exceptions import MlflowException
+
+        if self._sent.run_id:
+            try:
+                return str(self._client.get_run(self._sent.run_id).info.run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        target = self.journal.tracking
+        self._sent = Sent(create_run(self._client, target.experiment, target.artifacts, target.run_name))
+        self._sent.write(self.journal.folder)
+        return str(self._sent.run_id)
+
+    def _send(self, run: str, event: Event) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(point.name, point.value, point.time, point.step) for point in event.metrics]
+        params = [Param(name, value) for name, value in event.params.items()]
+        tags = [RunTag(name, value) for name, value in event.tags.items()]
+        if metrics or params or tags:
+            self._client.log_batch(run, metrics, params, tags)
+        if event.folder:
+            self._client.log_artifacts(run, str(event.folder), event.target)
+        if event.status:
+            self._client.set_terminated(run, event.status)
+
+
+@contextmanager
+def tracked(tracking: Tracking | None, folder: Path | None, params: Mapping[str, object]) -> Iterator[Journal | None]:
+    """The journal in `folder` while it is uploaded, beginning with the run's `params`; None when tracking is off.
+
+    Raises UserError before anything else if the folder cannot be written or, at the first start of a training, if
+    MLflow cannot be reached. Whether everything was sent: `exit_code`.
+    """
+    if tracking is None or folder is None:
+        yield None
+        return
+    restart = (folder / JOURNAL).is_file()
+    if not restart:  # which trains on while MLflow is away
+        check(tracking.uri)
+    journal = Journal(folder, tracking, Journal.read(folder).events if restart else [])
+    journal.write()
+    uploader = Uploader(journal)
+    journal.params(params)
+    uploader.start()
+    try:
+        yield journal
+    except BaseException:
+        journal.end("FAILED")
+        uploader.finish(0)
+        raise
+    journal.end("FINISHED")
+    uploader.finish(tracking.patience)
+
+
+def run_id(folder: Path | None) -> str | None:
+    """The MLflow run of the journal in `folder`; None without a journal, or if nothing was sent yet."""
+    return Sent.read(folder).run_id if folder else None
 
 
 def journal_folder(journals: Path, fit_digest: str) -> Path:
@@ -49,99 +261,9 @@ def journal_folder(journals: Path, fit_digest: str) -> Path:
     return journals / fit_digest[:16]
 
 
-def run_id(folder: Path | None) -> str | None:
-    """The MLflow run of the journal in `folder`; None if nothing was sent yet or there is no journal."""
-    return _read(folder / RUN).get("run_id") if folder else None
-
-
-class Journal:
-    """Appends events to `folder`; each is on disk when the call returns, or when a full disk has space again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._file = (folder / EVENTS).open("ab", buffering=0)
-        self._waiting: list[dict[str, Any]] = []
-
-    def params(self, values: Mapping[str, Any]) -> None:
-        self._append(kind="params", values={name: str(value) for name, value in values.items()})
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        self._append(kind="metrics", values=values, step=step, time=int(time.time() * 1000))
-
-    def artifacts(self, folder: Path, target: str) -> None:
-        """The files of `folder`, as they are when they are sent, under `target`."""
-        self._append(kind="artifacts", folder=str(folder.resolve()), target=target)
-
-    def record(self, made: Record) -> None:
-        """What the training that now begins is made of: a file of the run, and tags (params cannot change later)."""
-        made.write(self.folder / FOLDER)
-        self.artifacts(self.folder / FOLDER, FOLDER)
-        self._append(kind="tags", values=made.tags())
-
-    def end(self, status: str) -> None:
-        """The last event. Raises UserError if a full disk has kept any event from the journal."""
-        self._append(kind="end", status=status)
-        if self._waiting:
-            raise UserError(f"the journal {self.folder} could not be written; free space and start the same plan again")
-
-    def _append(self, **event: Any) -> None:
-        self._waiting.append(event)
-        try:
-            while self._waiting:
-                # A kill or a full disk may have left half a line behind: the reader skips that, and empty lines.
-                line = f"\n{json.dumps(self._waiting[0])}\n".encode()
-                if self._file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                self._waiting.pop(0)
-        except OSError as error:
-            logger.warning("the journal %s was not written: %s; training goes on", self.folder, error)
-
-
-@contextmanager
-def tracked(tracking: Tracking | None, folder: Path | None, params: Mapping[str, Any]) -> Iterator[Journal | None]:
-    """The journal in `folder` while it is being sent, beginning with the run's `params`; None when tracking is off.
-
-    Raises UserError before anything else if MLflow cannot be reached. Whether everything arrived: `finish`.
-    """
-    if tracking is None or folder is None:
-        yield None
-        return
-    check(tracking.uri)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replace_file(folder / TARGET) as temporary:
-            temporary.write_text(json.dumps(asdict(tracking), default=str))
-        journal = Journal(folder)
-    except OSError as error:
-        raise UserError(f"cannot write the journal {folder}: {error}; free space or give another folder") from None
-    journal.params(params)
-    (folder / AWAY).unlink(missing_ok=True)
-    sender = subprocess.Popen([sys.executable, "-m", __spec__.name, str(folder), "--follow"])
-    try:
-        yield journal
-    except BaseException:
-        journal.end("FAILED")  # the sender goes on by itself until it has sent this
-        raise
-    journal.end("FINISHED")
-    _await(sender, folder, tracking.patience)
-
-
-def _await(sender: "subprocess.Popen[bytes]", folder: Path, patience: float) -> None:
-    """Wait for the sender to end; stop it when it has not got on for `patience` seconds.
-
-    Its CPU time counts as getting on unless MLflow is away: on a busy machine, importing MLflow takes it minutes.
-    """
-    quiet = Quiet()
-    while sender.poll() is None:
-        away = (folder / AWAY).exists()
-        if quiet.seconds((_position(folder), 0.0 if away else cpu_seconds(sender.pid))) > patience:
-            stop(sender)
-        time.sleep(0.1)
-
-
 def exit_code(folder: Path | None) -> int:
     """0 without a journal or if everything was sent, else UNSENT."""
-    return UNSENT if folder and _unsent(folder) else 0
+    return UNSENT if folder and len(Journal.read(folder).events) > Sent.read(folder).events else 0
 
 
 def unsent_message(folder: Path | None) -> str:
@@ -149,146 +271,11 @@ def unsent_message(folder: Path | None) -> str:
     return f"trained, but MLflow did not get everything; when it is back: {again}"
 
 
-# --- the sending process ---
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _position(folder: Path) -> int:
-    return int(_read(folder / SENT).get("bytes", 0))
-
-
-def _unsent(folder: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Whole events that were not sent yet, each with the file position behind it."""
-    events = []
-    with (folder / EVENTS).open("rb") as file:
-        file.seek(_position(folder))
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                event = json.loads(line)
-            except ValueError:  # empty, or cut short by a kill
-                continue
-            events.append((file.tell(), event))
-    return events
-
-
-class Sender:
-    """Sends one journal to the MLflow run that belongs to it, creating the run at the first event."""
-
-    def __init__(self, folder: Path) -> None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        from mlflow import MlflowClient
-
-        values = _read(folder / TARGET)
-        self.folder = folder
-        self.target = Tracking(**values | {"journal": Path(values["journal"])})
-        self.client = MlflowClient(tracking_uri=self.target.uri)
-        self.run: str | None = None
-
-    def send(self) -> bool:
-        """Send what is not sent; returns whether the journal's end was among it.
-
-        Raises MlflowException or OSError when MLflow does not take an event; those before it are done with.
-        """
-        run = self.run = self.run or self._run()
-        ended = False
-        for position, event in _unsent(self.folder):
-            getattr(self, f"_{event['kind']}")(run, event)
-            self._note(SENT, {"bytes": position})
-            ended = event["kind"] == "end"
-        return ended
-
-    def _note(self, name: str, values: dict[str, Any]) -> None:
-        with replace_file(self.folder / name) as temporary:
-            temporary.write_text(json.dumps(values))
-
-    def _run(self) -> str:
-        from mlflow.exceptions import MlflowException
-
-        known = _read(self.folder / RUN).get("run_id")
-        if known:
-            try:
-                return str(self.client.get_run(known).info.run_id)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                self._note(SENT, {"bytes": 0})  # the store was emptied: everything is sent to a new run
-        name, place = self.target.experiment, self.target.artifacts
-        experiment = self.client.get_experiment_by_name(name)
-        number = experiment.experiment_id if experiment else self.client.create_experiment(name, place)
-        run = str(self.client.create_run(number, run_name=self.target.run_name).info.run_id)
-        self._note(RUN, {"run_id": run})
-        return run
-
-    def _params(self, run: str, event: dict[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        self.client.log_batch(run, params=[Param(name, value) for name, value in event["values"].items()])
-
-    def _tags(self, run: str, event: dict[str, Any]) -> None:
-        for name, value in event["values"].items():
-            self.client.set_tag(run, name, value)
-
-    def _metrics(self, run: str, event: dict[str, Any]) -> None:
-        from mlflow.entities import Metric
-
-        stamp, step = event["time"], event["step"]
-        self.client.log_batch(run, [Metric(name, value, stamp, step) for name, value in event["values"].items()])
-
-    def _artifacts(self, run: str, event: dict[str, Any]) -> None:
-        self.client.log_artifacts(run, event["folder"], event["target"])
-
-    def _end(self, run: str, event: dict[str, Any]) -> None:
-        self.client.set_terminated(run, event["status"])
-
-
-def send(folder: Path, follow: bool = False) -> None:
-    """Send what a journal holds. With `follow` go on, through outages, until its end or that of the parent process.
-
-    Raises UserError for a folder without a journal, and without `follow` when MLflow does not take it.
-    """
-    if not (folder / TARGET).is_file():
-        raise UserError(f"no tracking journal in {folder}")
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    parent, sender, told, uri = os.getppid(), None, False, _read(folder / TARGET)["uri"]
-    while True:
-        orphaned = os.getppid() != parent
-        try:
-            sender = sender or Sender(folder)
-            ended, told = sender.send(), False
-            (folder / AWAY).unlink(missing_ok=True)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            reason = str(error).partition("\n")[0]
-            if not follow or orphaned:
-                raise UserError(f"MLflow at {uri} does not take the journal {folder}: {reason}") from None
-            if not told:
-                logger.warning("MLflow at %s is away; the journal is kept and sent later: %s", uri, reason)
-                with suppress(OSError):  # on a full disk the sender is waited for as if it got on
-                    (folder / AWAY).touch()
-            told = True
-            time.sleep(RETRY)
-            continue
-        if ended or orphaned or not follow:
-            return
-        time.sleep(0.5)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    os.nice(10)  # training comes first
-    follow = "--follow" in arguments[1:]
-    if follow:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the training, whose end is still to be sent
+    """Upload what is left of a journal. Returns the exit code."""
+    (folder,) = sys.argv[1:] if arguments is None else arguments
     try:
-        send(Path(arguments[0]), follow=follow)
+        Uploader(Journal.read(Path(folder))).upload()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

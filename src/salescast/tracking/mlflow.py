@@ -1,4 +1,4 @@
-"""MLflow: its client, its URI, a check that it can be used, and finished runs."""
+"""The MLflow client, its URI, a check that it can be used, and runs."""
 
 import os
 import sqlite3
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from salescast.config import settings
 from salescast.errors import UserError
@@ -21,6 +21,8 @@ from salescast.workdir import Workdir
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+BATCH: Final = 1000  # metrics that MLflow takes in one request
+
 
 def tracking_uri(workdir: Workdir) -> str:
     """Where runs and models are kept: MLFLOW_TRACKING_URI, else the workdir's own SQLite file."""
@@ -28,11 +30,11 @@ def tracking_uri(workdir: Workdir) -> str:
 
 
 def mlflow_client(uri: str) -> "MlflowClient":
-    """A client of runs and models that does not talk to the terminal."""
-    # MLflow tells of its database tables and draws a bar for every artifact; it reads these on import.
+    """A client of runs and models that writes nothing to the terminal."""
+    # MLflow reads these on import; without them it logs its database migrations and draws a bar for every artifact.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")  # MLflow's own, of its own tables
+    warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")  # from MLflow's own tables
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -40,17 +42,24 @@ def mlflow_client(uri: str) -> "MlflowClient":
 
 @contextmanager
 def mlflow_answers(uri: str) -> Iterator[None]:
-    """What MLflow refuses or cannot do within becomes a UserError of one line, after a look whether it is there."""
+    """Check that MLflow can be used, then turn its errors into a UserError of one line, as `mlflow_errors` does."""
     check(uri)
+    with mlflow_errors(uri):
+        yield
+
+
+@contextmanager
+def mlflow_errors(uri: str) -> Iterator[None]:
+    """Raise UserError for a request that MLflow refuses, that fails on the way, or that its store cannot do."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, UnicodeDecodeError) as error:
+    except (MlflowException, SQLAlchemyError, UnicodeDecodeError, OSError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"MLflow at {uri} does not do it: {reason[:300]}; mend that and run the command again"
+            f"request to MLflow at {uri} failed: {reason[:300]}; fix the cause and rerun the command"
         ) from error
 
 
@@ -77,17 +86,17 @@ def check(uri: str, attempts: int = 3) -> None:
 
 
 def _check_sqlite(path: Path) -> None:
-    """Raise UserError for a damaged file; none at all is fine, MLflow makes one."""
+    """Raise UserError for a damaged file. A missing one is fine: MLflow creates it."""
     if not path.is_file():
         return
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as file:
-            found = file.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except (sqlite3.Error, UnicodeDecodeError) as error:  # what is damaged may be a name
-        found = str(error)
-    if found != "ok":
-        found = " ".join(str(found).split())
-        raise UserError(f"the MLflow store {path} is damaged ({found}); put a copy in its place, or move it away")
+            result = str(file.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # a damaged table name need not be UTF-8
+        result = str(error)
+    if result != "ok":
+        result = " ".join(result.split())
+        raise UserError(f"the MLflow store {path} is damaged ({result}); restore a copy, or move it away")
 
 
 @dataclass(frozen=True)
@@ -100,29 +109,36 @@ class Point:
     step: int
 
 
-def log_run(
-    uri: str, experiment: str, artifacts: str | None, name: str, tags: dict[str, str], points: list[Point]
+def create_run(
+    client: "MlflowClient", experiment: str, artifacts: str | None, name: str, tags: dict[str, str] | None = None
 ) -> str:
-    """Create a finished run with these tags and metrics; returns its id.
+    """Create a run, and its experiment if there is none; returns the run's id.
 
     `artifacts` is where a new experiment keeps its files; None leaves it to the server.
     """
+    known = client.get_experiment_by_name(experiment)
+    experiment_id = known.experiment_id if known else client.create_experiment(experiment, artifacts)
+    return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+
+
+def log_run(
+    uri: str, experiment: str, artifacts: str | None, name: str, tags: dict[str, str], points: list[Point]
+) -> str:
+    """Create a finished run with these tags and metrics, see `create_run`; returns its id."""
     client = mlflow_client(uri)
     from mlflow.entities import Metric
 
-    known = client.get_experiment_by_name(experiment)
-    number = known.experiment_id if known else client.create_experiment(experiment, artifacts)
-    run_id = str(client.create_run(number, run_name=name, tags=tags).info.run_id)
+    run_id = create_run(client, experiment, artifacts, name, tags)
     metrics = [Metric(point.name, point.value, point.time, point.step) for point in points]
-    for at in range(0, len(metrics), 1000):  # the most that MLflow takes at once
-        client.log_batch(run_id, metrics[at : at + 1000])
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics[start : start + BATCH])
     client.set_terminated(run_id)
     return run_id
 
 
 @contextmanager
 def run_artifacts(uri: str, run_id: str, names: tuple[str, ...]) -> Iterator[list[Path]]:
-    """Files of a run by their names, in a temporary folder. Raises UserError for a run or a file that is not there."""
+    """Files of a run by their names, in a temporary folder. Raises UserError if the run or a file is missing."""
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as folder, mlflow_answers(uri):

@@ -1,9 +1,10 @@
-"""The MLflow registry: every model gets a version, the best one the alias `champion`."""
+"""The MLflow registry: every model becomes a version, the best one has the alias `champion`."""
 
 import json
 import logging
 import math
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,24 +13,25 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from salescast.errors import UserError
+from salescast.evaluation import promotion
 from salescast.evaluation.lineage import Candidate
 from salescast.evaluation.metrics import scores
 from salescast.runtime import parquet
 from salescast.schema import MODEL_NAME
+from salescast.tracking.mlflow import mlflow_answers, mlflow_client, tracking_uri
 from salescast.workdir import Workdir
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
     from mlflow.entities.model_registry import ModelVersion
-from salescast.evaluation import promotion
-from salescast.tracking.mlflow import mlflow_answers, mlflow_client, tracking_uri
 
 logger = logging.getLogger(__name__)
 
 CHAMPION: Final = "champion"
-PROMOTED: Final = "promoted"  # tag of a version: whether it has been given the alias
+PROMOTED: Final = "promoted"  # tag of a version: whether it was ever given the alias
 BACKTEST: Final = "backtest.parquet"
-BUNDLES: Final = "bundles"  # registered ones by their digest, among the files of a run
+BUNDLES: Final = "bundles"  # folder of a run's files that holds registered bundles by digest
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Registration:
 def register(workdir: Workdir, run_id: str, candidate: Candidate, backtest: pl.DataFrame, model: str) -> Registration:
     """Register the workdir's bundle, which `candidate` describes; give it the alias `champion` if it is promoted.
 
-    A bundle with the digest of a registered version is that version. Every step can be repeated: what is there stays
-    as it is, what is missing is done. An alias that a version once had and somebody moved is not taken back.
-    Raises UserError when MLflow does not do it, or keeps another bundle than the workdir's.
+    A bundle with the digest of a registered version is that version. Every step can be repeated: what exists is kept,
+    what is missing is added. An alias that a version once had and somebody moved is not taken back.
+    Raises UserError when a request to MLflow fails, or when it keeps another bundle than the workdir's.
     """
     with mlflow_answers(tracking_uri(workdir)):
         return _register(mlflow_client(tracking_uri(workdir)), workdir, run_id, candidate, backtest, model)
@@ -58,28 +60,29 @@ def _register(
     backtest: pl.DataFrame,
     model: str,
 ) -> Registration:
-    digest, artifacts = candidate.final.digest, _artifacts_of(client, run_id)
-    _named_model(client)
-    known = client.search_model_versions(f"name='{MODEL_NAME}'")
-    champion = _champion(client, known)
-    found = next((version for version in known if version.tags.get("digest") == digest), None)
-    serves = found is not None and found is champion
-    before = None if serves else _champion_backtest(client, champion)  # its run may be the one that is written to
-    place = _upload(client, run_id, workdir.models, digest)
+    digest, artifacts = candidate.final.digest, _artifact_uri(client, run_id)
+    _create_model(client)
+    versions = client.search_model_versions(f"name='{MODEL_NAME}'")
+    champion = _champion(client, versions)
+    registered = next((version for version in versions if version.tags.get("digest") == digest), None)
+    is_champion = registered is not None and registered is champion
+    # Read before the upload: the champion's run may be the one that is written to.
+    before = None if is_champion else _champion_backtest(client, champion)
+    path = _upload(client, run_id, workdir.models, digest)
     _log_results(client, run_id, backtest, model)
     client.log_text(run_id, json.dumps(asdict(candidate), default=str, indent=1), workdir.evaluation.name)
-    if found is not None and serves:
-        client.set_model_version_tag(MODEL_NAME, found.version, PROMOTED, "yes")
-        return Registration(int(found.version), True, found.tags.get("verdict", "given the alias by hand"))
-    if found is not None and found.tags.get(PROMOTED) == "yes":
+    if registered is not None and is_champion:
+        client.set_model_version_tag(MODEL_NAME, registered.version, PROMOTED, "yes")
+        return Registration(int(registered.version), True, registered.tags.get("verdict", "given the alias by hand"))
+    if registered is not None and registered.tags.get(PROMOTED) == "yes":
         now = f"version {champion.version}" if champion else "no version"
-        return Registration(int(found.version), False, f"it was champion before; now {now} has the alias")
+        return Registration(int(registered.version), False, f"it was champion before; now {now} has the alias")
     decision = promotion.decide(backtest, model, before)
     tags = {"digest": digest, "verdict": decision.reason, "model": model, PROMOTED: "no"}
     tags["backtest"] = candidate.evaluation.backtest
-    version = found or client.create_model_version(MODEL_NAME, f"{artifacts}/{place}", run_id=run_id, tags=tags)
+    version = registered or client.create_model_version(MODEL_NAME, f"{artifacts}/{path}", run_id=run_id, tags=tags)
     for name, value in tags.items():
-        if version.tags.get(name) != value:  # judged before, by another backtest or beside another champion
+        if version.tags.get(name) != value:  # an earlier verdict, from another backtest or against another champion
             client.set_model_version_tag(MODEL_NAME, version.version, name, value)
     if decision.promoted:
         client.set_registered_model_alias(MODEL_NAME, CHAMPION, version.version)
@@ -87,7 +90,7 @@ def _register(
     return Registration(int(version.version), decision.promoted, decision.reason)
 
 
-def _artifacts_of(client: "MlflowClient", run_id: str) -> str:
+def _artifact_uri(client: "MlflowClient", run_id: str) -> str:
     """Where the run keeps its files. Raises UserError when MLflow does not have the run."""
     from mlflow.exceptions import MlflowException
 
@@ -96,12 +99,11 @@ def _artifacts_of(client: "MlflowClient", run_id: str) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        raise UserError(
-            f"MLflow has no run {run_id} of this training; run `salescast train` again: it sends it"
-        ) from None
+        raise UserError(f"MLflow has no run {run_id} of this training; rerun `salescast train` to send it") from None
 
 
-def _named_model(client: "MlflowClient") -> None:
+def _create_model(client: "MlflowClient") -> None:
+    """Create the registered model if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -111,62 +113,50 @@ def _named_model(client: "MlflowClient") -> None:
             raise
 
 
-def _champion(client: "MlflowClient", known: "Sequence[ModelVersion]") -> "ModelVersion | None":
+def _champion(client: "MlflowClient", versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
     alias = client.get_registered_model(MODEL_NAME).aliases.get(CHAMPION)
-    return next((version for version in known if alias is not None and int(version.version) == int(alias)), None)
+    return next((version for version in versions if alias is not None and int(version.version) == int(alias)), None)
 
 
 def _upload(client: "MlflowClient", run_id: str, folder: Path, digest: str) -> str:
-    """Keep the bundle among the run's files under its digest, if it is not there; returns its path in the run.
+    """Upload the bundle to the run under its digest, if it is not there; returns its path in the run.
 
-    The run's `bundle/` is that of its last training and may change; what is registered does not.
+    The run's `bundle/` is that of its last training and may change; a registered bundle does not.
     """
-    place = f"{BUNDLES}/{digest[:16]}"
-    if _kept(client, run_id, place) == digest:
-        return place
-    client.log_artifacts(run_id, str(folder), place)
-    kept = _kept(client, run_id, place)
-    if kept != digest:
+    path = f"{BUNDLES}/{digest[:16]}"
+    if _uploaded_digest(client, run_id, path) == digest:
+        return path
+    client.log_artifacts(run_id, str(folder), path)
+    uploaded = _uploaded_digest(client, run_id, path)
+    if uploaded != digest:
         raise UserError(
-            f"MLflow keeps {'no whole bundle' if kept is None else kept[:12]} where bundle {digest[:12]} of {folder} "
-            "should be; look at the space and the rights of its artifacts, then run `salescast register` again"
+            f"MLflow has {'no complete bundle' if uploaded is None else uploaded[:12]} where bundle {digest[:12]} of "
+            f"{folder} should be; check disk space and permissions of its artifacts, then rerun `salescast register`"
         )
-    return place
+    return path
 
 
-def _kept(client: "MlflowClient", run_id: str, place: str) -> str | None:
-    """The digest of the bundle among the run's files; None where there is no whole one."""
+def _uploaded_digest(client: "MlflowClient", run_id: str, path: str) -> str | None:
+    """The digest of the bundle at `path` among the run's files; None where there is no complete one."""
     from salescast.model import bundle
 
-    if not client.list_artifacts(run_id, place):
+    if not client.list_artifacts(run_id, path):
         return None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return bundle.load(Path(client.download_artifacts(run_id, place, folder))).digest
+            return bundle.load(Path(client.download_artifacts(run_id, path, folder))).digest
         except UserError as error:
-            logger.warning("%s in run %s is uploaded again: %s", place, run_id, error)
+            logger.warning("%s in run %s is uploaded again: %s", path, run_id, error)
             return None
 
 
 def _log_results(client: "MlflowClient", run_id: str, backtest: pl.DataFrame, model: str) -> None:
-    """The backtest frame, its tables and the model's metrics, in the run of the final fit.
-
-    Metrics by horizon have the horizon as their step, so that MLflow draws them as curves. A point that is there
-    already is not logged again: MLflow would draw it twice.
-    """
-    table = scores(backtest)
-    own = backtest.filter(pl.col("model") == model)
-    for row in (table.filter(pl.col("model") == model), scores(own, ["model", "horizon"])):
-        prefix = "backtest_by_horizon" if "horizon" in row.columns else "backtest"
-        for metric in [name for name, kind in row.schema.items() if kind == pl.Float64]:
-            name = f"{prefix}_{metric}"
-            history = sorted(client.get_metric_history(run_id, name), key=lambda point: point.timestamp)
-            logged = {point.step: point.value for point in history}
-            for values in row.to_dicts():
-                step, value = values.get("horizon", 0), values[metric]
-                if value is not None and math.isfinite(value) and logged.get(step) != value:
-                    client.log_metric(run_id, name, value, step=step)
-    client.log_text(run_id, table.write_csv(), "backtest_scores.csv")
+    """Log the backtest frame, its tables and the model's metrics to the run of the final fit."""
+    metrics, logged = _metrics(backtest, model), client.get_run(run_id).data.metrics
+    latest = {metric.key: metric.value for metric in metrics}
+    if latest.items() - logged.items():  # logged again, MLflow would draw them twice
+        client.log_batch(run_id, metrics)
+    client.log_text(run_id, scores(backtest).write_csv(), "backtest_scores.csv")
     for column in ("cutoff", "horizon", "week", "dept_id", "store_id"):
         client.log_text(run_id, scores(backtest, ["model", column]).write_csv(), f"backtest_scores_by_{column}.csv")
     with tempfile.TemporaryDirectory() as folder:
@@ -175,11 +165,29 @@ def _log_results(client: "MlflowClient", run_id: str, backtest: pl.DataFrame, mo
         client.log_artifact(run_id, str(path))
 
 
+def _metrics(backtest: pl.DataFrame, model: str) -> "list[Metric]":
+    """The finite scores of `model`, pooled and by horizon, fewer than MLflow takes in one request.
+
+    Metrics by horizon have the horizon as their step, so that MLflow draws them as curves.
+    """
+    from mlflow.entities import Metric
+
+    own, now = backtest.filter(pl.col("model") == model), int(time.time() * 1000)
+    tables = {"backtest": scores(own), "backtest_by_horizon": scores(own, ["model", "horizon"]).sort("horizon")}
+    return [
+        Metric(f"{prefix}_{name}", row[name], now, row.get("horizon", 0))
+        for prefix, table in tables.items()
+        for row in table.to_dicts()
+        for name, kind in table.schema.items()
+        if kind == pl.Float64 and row[name] is not None and math.isfinite(row[name])
+    ]
+
+
 def _champion_backtest(client: "MlflowClient", champion: "ModelVersion | None") -> pl.DataFrame | None:
     """The champion's forecasts in its own backtest, from its run's artifacts; None without a champion."""
     if champion is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(client.download_artifacts(champion.run_id, BACKTEST, folder))
-        frame = parquet.read(path, f"give the alias {CHAMPION!r} of {MODEL_NAME!r} to a version whose run is whole")
+        frame = parquet.read(path, f"give the alias {CHAMPION!r} of {MODEL_NAME!r} to a version whose run is complete")
     return frame.filter(pl.col("model") == champion.tags["model"])

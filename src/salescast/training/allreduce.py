@@ -1,8 +1,9 @@
-"""Gradients averaged in memory that the ranks of one machine share.
+"""All-reduce of gradients in memory that the ranks of one machine share.
 
-Gloo sends them over the loopback, which for a network of this size takes half as long again as the step itself
-(docs/LOG.md). Here a rank writes its gradients into a place of its own and takes the mean of all places once everybody
-has: in rank order, so all ranks get the same bits. Memory and sockets have no name: a killed process leaves nothing.
+Gloo sends gradients over the loopback network, which for a network of this size takes half as long again as the step
+itself (docs/LOG.md). Here each rank writes its gradients into its own slot; once all have, each takes the mean over the
+slots, in rank order, so that all ranks get the same bits. Memory and sockets are anonymous: a killed process leaves
+nothing behind.
 """
 
 import logging
@@ -22,50 +23,50 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]
 
 logger = logging.getLogger(__name__)
 
-LOOKS = 500  # for the others, before going to sleep: about half a millisecond
+SPINS = 500  # non-blocking reads before a blocking one: about half a millisecond
 LARGEST = 1 << 20  # parameters; larger networks spend their time elsewhere
 
 
 @dataclass
 class SharedMemory:
-    """What the ranks of one machine share.
+    """Memory and sockets that the ranks of one machine share.
 
-    `places` float32 [2, world, LARGEST] is the memory, of which pages are taken as they are used; `links` leads from
-    rank 0 to every other rank, and from each of those to rank 0.
+    `slots` float32 [2, world, LARGEST] takes memory pages as they are used; `links` connects rank 0 to every other
+    rank, and each of those to rank 0.
     """
 
     rank: int
-    places: Tensor
+    slots: Tensor
     links: list[socket.socket]
     calls: int = 0
 
     def average_(self, values: Tensor) -> None:
         """Replace float32 [n <= LARGEST] by its mean over the ranks, in place.
 
-        Raises ConnectionError when another rank has ended, TimeoutError when one keeps silent.
+        Raises ConnectionError when another rank has ended, TimeoutError when one does not answer.
         """
-        # Two halves in turn: whoever is still reading one has not yet said that the next one is written.
-        places = self.places[self.calls % 2, :, : values.numel()]
+        # Two halves in turn: a rank that still reads one of them has not passed the barrier of the other.
+        slots = self.slots[self.calls % 2, :, : values.numel()]
         self.calls += 1
-        places[self.rank].copy_(values)
-        self._all_written()
-        torch.mean(places, dim=0, out=values)
+        slots[self.rank].copy_(values)
+        self._barrier()
+        torch.mean(slots, dim=0, out=values)
 
-    def _all_written(self) -> None:
-        """Return when every rank has called this as often as this one. The kernel orders the writes before it."""
+    def _barrier(self) -> None:
+        """Return when every rank has called this as often as this one. Earlier writes are visible to all then."""
         if self.rank:
             self.links[0].sendall(b".")
         for link in self.links:
-            if not _heard(link):
+            if not _read_byte(link):
                 raise ConnectionError("another rank of this training has ended")
         if not self.rank:
             for link in self.links:
                 link.sendall(b".")
 
 
-def _heard(link: socket.socket) -> bytes:
-    """One byte, or b"" from a rank that has ended. Who sleeps wakes up late, so it looks for a while before."""
-    for _ in range(LOOKS):
+def _read_byte(link: socket.socket) -> bytes:
+    """One byte, or b"" from a rank that has ended. Spin briefly first: waking from a blocking recv is slow."""
+    for _ in range(SPINS):
         with suppress(BlockingIOError):
             return os.read(link.fileno(), 1)
     return link.recv(1)
@@ -73,35 +74,35 @@ def _heard(link: socket.socket) -> bytes:
 
 def average(memory: SharedMemory, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """The communication hook of DistributedDataParallel."""
-    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    result: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     memory.average_(bucket.buffer())
-    done.set_result(bucket.buffer())
-    return done
+    result.set_result(bucket.buffer())
+    return result
 
 
 @contextmanager
 def share(rank: int, world: int, patience: timedelta) -> Iterator[SharedMemory | None]:
-    """Set it up among the ranks of the default process group; None, on all of them, where the machine has no room.
+    """Set it up among the ranks of the default process group; None, on all of them, where that is not possible.
 
-    `patience`: how long a rank waits for another, here and in every exchange.
+    `patience`: how long a rank waits for another, here and in every all-reduce.
     """
-    joined = _join(rank, world, patience.total_seconds())
-    if joined is None:
+    connected = _connect(rank, world, patience.total_seconds())
+    if connected is None:
         yield None
         return
-    memory, links = joined
+    memory, links = connected
     with ExitStack() as stack:
         for link in links:
             stack.enter_context(link).settimeout(patience.total_seconds())
-        places = torch.frombuffer(mmap(memory, _size(world)), dtype=torch.float32)
+        slots = torch.frombuffer(mmap(memory, _size(world)), dtype=torch.float32)
         os.close(memory)
-        yield SharedMemory(rank, places.view(2, world, LARGEST), links)
+        yield SharedMemory(rank, slots.view(2, world, LARGEST), links)
 
 
-def _join(rank: int, world: int, patience: float) -> tuple[int, list[socket.socket]] | None:
-    """The memory, and this rank's links."""
+def _connect(rank: int, world: int, patience: float) -> tuple[int, list[socket.socket]] | None:
+    """The memory's file descriptor and this rank's links; None, on all ranks, where rank 0 cannot create them."""
     with socket.socket(socket.AF_UNIX) as listener, ExitStack() as folder:
-        address, memory = _offer(listener, folder, world) if rank == 0 else (None, -1)
+        address, memory = _create(listener, folder, world) if rank == 0 else (None, -1)
         box = [address]
         dist.broadcast_object_list(box, src=0)
         if box[0] is None:
@@ -117,8 +118,8 @@ def _join(rank: int, world: int, patience: float) -> tuple[int, list[socket.sock
         return socket.recv_fds(link, 1, 1)[1][0], [link]
 
 
-def _offer(listener: socket.socket, folder: ExitStack, world: int) -> tuple[str | None, int]:
-    """Where the other ranks find rank 0, in a folder of this user's own, and the memory they get there."""
+def _create(listener: socket.socket, folder: ExitStack, world: int) -> tuple[str | None, int]:
+    """On rank 0: the address it listens at, in a private folder, and the file descriptor of the memory."""
     try:
         address = f"{folder.enter_context(tempfile.TemporaryDirectory())}/ranks"
         listener.bind(address)
@@ -126,7 +127,7 @@ def _offer(listener: socket.socket, folder: ExitStack, world: int) -> tuple[str 
         memory = os.memfd_create("gradients")
         os.ftruncate(memory, _size(world))
     except OSError as error:
-        logger.warning("gradients go over this machine's network, which is slower than its memory: %s", error)
+        logger.warning("no shared memory for gradients; using the loopback network, which is slower: %s", error)
         return None, -1
     return address, memory
 

@@ -1,8 +1,8 @@
-"""Processes that train together: which device and backend they use, and what they agree on.
+"""Processes that train together: their device and backend, and the collectives among them.
 
 Every choice is a function of plain values, so it can be tested without the hardware. Control traffic (sums, counts,
-decisions) goes over gloo on CPU arrays; gradients travel over nccl, through the memory of the machine if that holds all
-ranks (`exchange`), or over gloo.
+decisions) goes over gloo on CPU arrays; gradients go over nccl on GPUs, through shared memory if all ranks are on one
+machine (`allreduce`), and over gloo otherwise.
 """
 
 import logging
@@ -28,14 +28,14 @@ from salescast.training import allreduce
 
 logger = logging.getLogger(__name__)
 
-# How long a rank waits for the others: before the start, when rank 0 may still retrieve the training set, and in a
-# collective. That one ends the wait for a node that fell silent; the ranks' shards are of one size, as is their work.
-DEADLINE, COLLECTIVE = timedelta(minutes=30), timedelta(minutes=5)
+# How long a rank waits for the others: at the start, when rank 0 may still retrieve the training set, and in a
+# collective, where all ranks have equal work and only a lost node makes them wait that long.
+START_TIMEOUT, COLLECTIVE_TIMEOUT = timedelta(minutes=30), timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a process computes, and how: `backend` carries gradients, `amp` is the autocast type (None = off)."""
+    """Device of a process, the `backend` of its gradients, its autocast type `amp` (None = off), and `compile`."""
 
     device: str
     backend: str
@@ -44,10 +44,10 @@ class Placement:
 
 
 def choose(want: str, gpus: int, bf16: bool, local_rank: int, local_world: int) -> Placement:
-    """The placement of one process from what its machine has.
+    """The placement of one process, given the GPUs of its machine.
 
-    A GPU is used when every process of the machine can have its own; bf16 only where the hardware computes in it
-    (fp16 would need loss scaling), and `torch.compile` only on GPUs: on CPU it costs a compiler and many seconds.
+    Use GPUs if each process of the machine can have its own; use bf16 only where the hardware supports it (fp16 would
+    need loss scaling), and `torch.compile` only on GPUs: on a CPU it needs a compiler and many seconds.
     Raises UserError when `want` is "cuda" and there are too few GPUs.
     """
     if want == "cuda" and gpus < local_world:
@@ -72,12 +72,12 @@ class Group:
     parent: int = field(default_factory=os.getppid)
 
     def check_parent(self) -> None:
-        """Raise UserError when the launcher was killed: a new start of the same plan may be under way."""
+        """Raise UserError when the launcher was killed: the same plan may already run again."""
         if os.getppid() != self.parent:
-            raise UserError("the process that started this training is gone; start the same plan again to go on")
+            raise UserError("the process that started this training is gone; start the same plan again to continue")
 
     def limited(self, *, bf16: bool, compile: bool) -> "Group":
-        """This process without what the training settings switch off."""
+        """This process without bf16 or compilation where the training settings switch them off."""
         place = replace(self.place, amp=self.place.amp if bf16 else None, compile=self.place.compile and compile)
         return replace(self, place=place)
 
@@ -127,13 +127,13 @@ class Group:
         flat = torch.cat([tensor.detach().reshape(-1).double().cpu() for tensor in tensors]) * weight
         total = self.sum([*flat.numpy(), weight])
         mean = torch.from_numpy(total[:-1] / total[-1])
-        at = 0
+        start = 0
         for tensor in tensors:
-            tensor.copy_(mean[at : at + tensor.numel()].view_as(tensor))
-            at += tensor.numel()
+            tensor.copy_(mean[start : start + tensor.numel()].view_as(tensor))
+            start += tensor.numel()
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network as it is trained: gradients averaged over the ranks, compiled where that helps."""
+        """The network to train with: gradients averaged over the ranks, and compiled where `place` says so."""
         size = sum(parameter.numel() for parameter in network.parameters())
         if self.world > 1:
             network = nn.parallel.DistributedDataParallel(
@@ -164,12 +164,12 @@ def connect(want: str = "auto") -> Iterator[Group]:
         yield Group(rank, world, place)
         return
     try:
-        shared, *_ = next(rendezvous("env://", timeout=DEADLINE))
-        store = PrefixStore(meet(shared, rank, world), shared)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=COLLECTIVE)
+        shared, *_ = next(rendezvous("env://", timeout=START_TIMEOUT))
+        store = PrefixStore(rendezvous_key(shared, rank, world), shared)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=COLLECTIVE_TIMEOUT)
     except dist.DistError as error:
         raise UserError(
-            f"rank {rank} of {world} did not reach the others in {DEADLINE}: {error}; look at the log of rank 0"
+            f"rank {rank} of {world} did not reach the others in {START_TIMEOUT}: {error}; look at the log of rank 0"
         ) from error
     try:
         if not all(Group(rank, world, place).gather(place.backend == "nccl")):
@@ -178,34 +178,36 @@ def connect(want: str = "auto") -> Iterator[Group]:
             torch.cuda.set_device(local_rank)
         gradients = dist.new_group(backend="nccl") if place.backend == "nccl" else None
         together = place.backend == "gloo" and local_world == world
-        with allreduce.share(rank, world, COLLECTIVE) if together else nullcontext() as memory:
+        with allreduce.share(rank, world, COLLECTIVE_TIMEOUT) if together else nullcontext() as memory:
             yield Group(rank, world, place, gradients, memory)
     finally:
         dist.destroy_process_group()
 
 
-def meet(store: Store, rank: int, world: int) -> str:
-    """A name that the ranks of this start, and no earlier one, share.
+def rendezvous_key(store: Store, rank: int, world: int) -> str:
+    """A key that the ranks of this start share, and no earlier start had.
 
     torchrun keeps its store over restarts, and with it the addresses of dead processes
-    (https://github.com/pytorch/pytorch/issues/135712): every start needs a part of the store for itself, and the
-    restart count differs between nodes. So rank 0 answers whoever says hello under a name of its
-    own, until all have answered.
-    Raises UserError when a rank does not come within DEADLINE.
+    (https://github.com/pytorch/pytorch/issues/135712). So every start needs its own part of the store, and the restart
+    count cannot name it: it differs between nodes. Rank 0 draws a key and sends it to each rank that asks under a new
+    name of its own, until all have confirmed it.
+    Raises UserError when a rank does not come within START_TIMEOUT.
     """
-    me = uuid.uuid4().hex
+    key = uuid.uuid4().hex
     if rank:
-        store.set(f"hello/{rank}", me)
-        store.wait([f"welcome/{me}"], DEADLINE)
-        name = str(store.get(f"welcome/{me}").decode())
-        store.set(f"here/{name}/{rank}", "")
-        return name
-    end = time.monotonic() + DEADLINE.total_seconds()
-    while missing := [r for r in range(1, world) if not store.check([f"here/{me}/{r}"])]:
+        store.set(f"hello/{rank}", key)
+        store.wait([f"welcome/{key}"], START_TIMEOUT)
+        shared = str(store.get(f"welcome/{key}").decode())
+        store.set(f"here/{shared}/{rank}", "")
+        return shared
+    end = time.monotonic() + START_TIMEOUT.total_seconds()
+    while missing := [r for r in range(1, world) if not store.check([f"here/{key}/{r}"])]:
         if time.monotonic() > end:
-            raise UserError(f"ranks {missing} of {world} did not come in {DEADLINE}; look at the logs of their nodes")
+            raise UserError(
+                f"ranks {missing} of {world} did not come in {START_TIMEOUT}; look at the logs of their nodes"
+            )
         for other in missing:
             if store.check([f"hello/{other}"]):
-                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", me)
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", key)
         time.sleep(0.02)
-    return me
+    return key

@@ -258,10 +258,12 @@ def day_number(day: date) -> int:
     return (day - EPOCH_DAY).days
 
 
-def window_mask(shard: Shard, first: int, last: int, min_history: int) -> NDArray[np.bool_]:
-    """Which (row, horizon) [n, H] have base week > `first`, label week <= `last` and enough history."""
+def window_mask(shard: Shard, first: int | None, last: int, min_history: int) -> NDArray[np.bool_]:
+    """Samples [n, H] with base week > `first` (None: any), label week <= `last` and enough history."""
     weeks = shard.day[:, None] + 7 * np.arange(shard.horizon)
-    rows = (shard.day > first) & (shard.history >= min_history)
+    rows = shard.history >= min_history
+    if first is not None:
+        rows &= shard.day > first
     return np.asarray(rows[:, None] & (weeks <= last) & torch.isfinite(shard.target).numpy())
 
 

@@ -4,8 +4,8 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,26 +14,41 @@ from torch.nn.utils import clip_grad_norm_
 from salescast.errors import UserError
 from salescast.model import bundle
 from salescast.model.config import TrainConfig
-from salescast.model.network import Average, Scaler, pinball
+from salescast.model.network import QuantileMLP, Scaler, pinball
 from salescast.tracking import journal
 from salescast.training import calibration
-from salescast.training.checkpoint import Checkpoints
+from salescast.training.checkpoint import Best, Checkpoint, Checkpoints, Holdout, Phase, TrainerState
 from salescast.training.distributed import Group
 from salescast.training.plan import Fit
-from salescast.training.samples import (
-    Samples,
-)
+from salescast.training.samples import Samples
 
 logger = logging.getLogger(__name__)
 
-EVER = -(10**6)  # a day number before all data
-Notify = Callable[[str, str], None]  # of an epoch: a few words, and a whole line
-State = dict[str, Any]  # tensors and plain values, as a checkpoint holds them
+Notify = Callable[[str, str], None]  # reports an epoch: a short label for a progress bar, and a log line
 
 
 def derive_seed(*numbers: int) -> int:
     """One well-spread seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
+
+
+class MovingAverage:
+    """Exponential moving average of a network's weights and BatchNorm statistics; `network` is the averaged copy.
+
+    The decay grows from 0.1 to `decay`, so that a short training is not held back by its random start. torch's
+    AveragedModel counts its steps in a tensor, which makes a GPU wait for the host in every step.
+    """
+
+    def __init__(self, network: QuantileMLP, decay: float) -> None:
+        self.decay, self.steps, self.network = decay, 0, deepcopy(network).eval()
+        pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
+        floating = [(mean.detach(), value.detach()) for mean, value in pairs if value.is_floating_point()]
+        self._means, self._values = ([pair[side] for pair in floating] for side in (0, 1))
+
+    def update(self) -> None:
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        torch._foreach_lerp_(self._means, self._values, 1 - decay)
 
 
 class Trainer:
@@ -43,7 +58,7 @@ class Trainer:
         self.samples, self.config, self.epochs, self.group = samples, config, epochs, group
         torch.manual_seed(config.seed)  # the same first weights on every rank
         self.network = bundle.network(scaler, config).to(group.device)
-        self.average = Average(self.network, config.ema)
+        self.average = MovingAverage(self.network, config.ema)
         self.live = group.wrap(self.network)
         self.parameters = list(self.network.parameters())
         matrices = self.network.matrices
@@ -112,21 +127,21 @@ class Trainer:
         buffers = [b for net in (self.network, self.average.network) for b in net.buffers() if b.is_floating_point()]
         self.group.average_(buffers, weight=float(self.samples.size))
 
-    def state(self) -> State:
-        return {
-            "network": self.network.state_dict(),
-            "average": self.average.network.state_dict(),
-            "average_steps": self.average.steps,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
+    def state(self) -> TrainerState:
+        return TrainerState(
+            network=self.network.state_dict(),
+            average=self.average.network.state_dict(),
+            average_steps=self.average.steps,
+            optimizer=self.optimizer.state_dict(),
+            schedule=self.schedule.state_dict(),
+        )
 
-    def load(self, state: State) -> None:
-        self.network.load_state_dict(state["network"])
-        self.average.network.load_state_dict(state["average"])
-        self.average.steps = state["average_steps"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+    def load(self, state: TrainerState) -> None:
+        self.network.load_state_dict(state.network)
+        self.average.network.load_state_dict(state.average)
+        self.average.steps = state.average_steps
+        self.optimizer.load_state_dict(state.optimizer)
+        self.schedule.load_state_dict(state.schedule)
 
 
 @dataclass(frozen=True)
@@ -138,50 +153,57 @@ class Run:
     group: Group
     checkpoints: Checkpoints
     journal: journal.Journal | None
-    tell: Notify
+    notify: Notify
 
 
-def train(phase: str, trainer: Trainer, held_out: Samples | None, run: Run, found: State, done: State) -> State:
-    """Train until the epochs are over or `patience` epochs brought nothing (0 = all epochs, the last one counts).
+def train(
+    phase: Phase,
+    trainer: Trainer,
+    run: Run,
+    resume: Checkpoint | None,
+    *,
+    held_out: Samples | None = None,
+    holdout: Holdout | None = None,
+) -> Best:
+    """Train until the epochs are over or `patience` epochs brought no better WMAPE on `held_out`; returns the best.
 
-    `found`: the checkpoint to go on from ({} = none); `done`: what earlier phases left, kept in every checkpoint.
-    The state: `epoch` (how many it took), `wmape` on the held-out weeks (NaN without them), `network`.
+    Without `patience` or `held_out` the last epoch is the best. `resume`: a checkpoint of this phase to continue from;
+    `holdout`: the result of the holdout phase, kept in every checkpoint of the next one.
     """
-    best: State = found.get("best", {})
-    if found:
-        trainer.load(found["trainer"])
-    for epoch in range(found.get("epoch", 0), trainer.epochs):
-        if best and held_out and run.config.patience and epoch - best["epoch"] >= run.config.patience:
+    best, first, patience = None, 0, run.config.patience if held_out else 0
+    if resume:
+        trainer.load(resume.trainer)
+        best, first = resume.best, resume.epoch
+    for epoch in range(first, trainer.epochs):
+        if best and patience and epoch - best.epoch >= patience:
             break
         run.group.check_parent()
         start = time.perf_counter()
         loss = trainer.epoch(epoch)
         seconds = time.perf_counter() - start
         wmape = calibration.wmape(trainer.average.network, held_out, run.group) if held_out else math.nan
-        if not best or not run.config.patience or not wmape >= best["wmape"]:
+        if not best or not patience or not wmape >= best.wmape:
             weights = {
                 name: value.detach().cpu().clone() for name, value in trainer.average.network.state_dict().items()
             }
-            best = {"epoch": epoch + 1, "wmape": wmape, "loss": loss, "network": weights}
+            best = Best(epoch + 1, wmape, loss, weights)
         if run.group.first:
-            number = epoch + 1 + (run.config.epochs if done else 0)
-            state = {"phase": phase, "epoch": epoch + 1, "best": best, "done": done, "trainer": trainer.state()}
-            run.checkpoints.save(number, state)
-            rate = trainer.steps * trainer.batch * run.group.world / seconds
-            report(phase, epoch, trainer.epochs, loss, wmape, rate, seconds, run)
+            number = epoch + 1 + (run.config.epochs if holdout else 0)
+            run.checkpoints.save(number, Checkpoint(phase, epoch + 1, best, holdout, trainer.state()))
+            _report(phase, epoch, trainer, loss, wmape, seconds, run)
+    assert best is not None  # there is at least one epoch
     return best
 
 
-def report(
-    phase: str, epoch: int, epochs: int, loss: float, wmape: float, rate: float, seconds: float, run: Run
-) -> None:
-    """What is seen of an epoch, and its metrics; `rate` in samples per second."""
+def _report(phase: Phase, epoch: int, trainer: Trainer, loss: float, wmape: float, seconds: float, run: Run) -> None:
+    """Show an epoch and log its metrics."""
+    rate = trainer.steps * trainer.batch * run.group.world / seconds
     quality = f", held-out WMAPE {wmape:.2%}" if math.isfinite(wmape) else ""
-    run.tell(
+    run.notify(
         f"{run.fit.name} {phase}, {rate:,.0f} rows/s",
-        f"{run.fit.name} {phase} epoch {epoch + 1}/{epochs}: loss {loss:.5f}{quality}, {rate:.0f} rows/s, "
-        f"{seconds * (epochs - epoch - 1):.0f} s to go",
+        f"{run.fit.name} {phase} epoch {epoch + 1}/{trainer.epochs}: loss {loss:.5f}{quality}, {rate:.0f} rows/s, "
+        f"{seconds * (trainer.epochs - epoch - 1):.0f} s to go",
     )
     if run.journal:
-        metrics = {"loss": loss, "rows_per_s": rate} | ({"val_wmape": wmape} if math.isfinite(wmape) else {})
+        metrics = {"loss": loss, "rows_per_s": rate, "val_wmape": wmape}
         run.journal.metrics({f"{run.fit.name}/{phase}/{name}": value for name, value in metrics.items()}, epoch + 1)

@@ -18,7 +18,7 @@ from salescast.model import bundle
 from salescast.model.bundle import Bundle
 from salescast.model.inputs import build
 from salescast.retail_calendar import calendar
-from salescast.runtime.atomic_files import sha256
+from salescast.runtime.checksums import sha256
 from salescast.training.main import run_plan
 from salescast.training.plan import Plan
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salescast.model.inputs import Inputs
-from salescast.model.network import Average, QuantileMLP, Scaler, pinball
+from salescast.model.network import QuantileMLP, Scaler, pinball
 
 LEVELS = (0.1, 0.3, 0.5, 0.8, 0.9)
 
@@ -148,24 +148,6 @@ def test_pinball_is_the_textbook_sum(seed: int) -> None:
                 expected += weight[b] * (level * e if e >= 0 else (level - 1) * e) / 10
     arrays = (torch.from_numpy(array) for array in (quantiles, target, weight))
     assert pinball(*arrays, torch.tensor(LEVELS, dtype=torch.float64)).item() == pytest.approx(expected)
-
-
-def test_the_average_is_the_recursion_over_weights_and_batchnorm() -> None:
-    live = network()
-    average = Average(live, decay=0.5)
-    expected = {name: value.clone() for name, value in live.state_dict().items()}
-    for step in range(8):
-        with torch.no_grad():
-            for value in live.state_dict().values():
-                if value.is_floating_point():
-                    value.add_(torch.randn_like(value))
-        average.update()
-        decay = min(0.5, (1 + step) / (10 + step))
-        for name, value in live.state_dict().items():
-            if value.is_floating_point():
-                expected[name] = decay * expected[name] + (1 - decay) * value
-    got = average.network.state_dict()
-    assert all(torch.allclose(got[name], value, atol=1e-5) for name, value in expected.items())
 
 
 def test_a_scaler_survives_json() -> None:

@@ -1,222 +1,214 @@
-import http.server
+import errno
 import json
 import resource
-import signal
-import sqlite3
-import ssl
-import subprocess
-import sys
+import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from salescast.config import read
 from salescast.errors import UserError
 from salescast.tracking import journal
 from salescast.tracking.journal import (
-    EVENTS,
+    JOURNAL,
     SENT,
-    TARGET,
+    UNSENT,
     Journal,
-    _unsent,
+    Sent,
+    Uploader,
     exit_code,
+    main,
     run_id,
-    send,
     tracked,
 )
-from salescast.tracking.mlflow import check
 from salescast.training.plan import Plan, Tracking
 
 PlanOf = Callable[..., Plan]
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Something that answers HTTP."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{found.server_port}"
-        found.shutdown()
-
-
-def test_a_server_that_answers_is_fine(server: str) -> None:
-    check(server)
-
-
-def test_a_server_with_a_certificate_of_its_own_authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import trustme
-
-    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        found.socket = context.wrap_socket(found.socket, server_side=True)
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        with pytest.raises(UserError, match="certificate verify failed"):
-            check(f"https://localhost:{found.server_port}", attempts=1)
-        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "ca.crt"))
-        read.cache_clear()
-        check(f"https://localhost:{found.server_port}")
-        found.shutdown()
-    read.cache_clear()
-
-
-def test_a_server_that_does_not_answer_is_an_error_before_any_work(plan_of: PlanOf, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"http://127.0.0.1:9 does not answer .*MLFLOW_TRACKING_URI=off"):
-        check("http://127.0.0.1:9", attempts=1)
-
-
-def test_a_file_store_needs_a_writable_folder(tmp_path: Path) -> None:
-    check(f"sqlite:///{tmp_path}/new/mlflow.db")
-    assert (tmp_path / "new").is_dir()
-    with pytest.raises(UserError, match="in a folder that cannot be written"):
-        check("sqlite:////proc/1/new/mlflow.db")
-
-
-def plan(plan_of: PlanOf, tmp_path: Path) -> Plan:
+def tracking(tmp_path: Path, store: Path) -> Tracking:
+    shutil.copyfile(store, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    return plan_of(tracking=Tracking(uri, "tests", "run", tmp_path / "journal", artifacts=str(tmp_path / "artifacts")))
+    return Tracking(uri, "tests", "run", tmp_path / "journal", artifacts=str(tmp_path / "artifacts"), patience=0)
 
 
-def test_switched_off_nothing_is_written(plan_of: PlanOf, tmp_path: Path) -> None:
+def steps(journal: Journal) -> list[int]:
+    return [point.step for event in journal.events for point in event.metrics]
+
+
+def test_switched_off_nothing_is_written(plan_of: PlanOf) -> None:
     off = plan_of()
     with tracked(off.tracking, off.journal, off.params) as journal:
         assert journal is None
     assert (run_id(off.journal), exit_code(off.journal)) == (None, 0)
 
 
-def test_everything_arrives_once(plan_of: PlanOf, tmp_path: Path) -> None:
-    """A real store: parameters, metrics by step, files; a second start goes on with the same run."""
-    from mlflow import MlflowClient
-
-    training = plan(plan_of, tmp_path)
+def test_everything_arrives_once(tracking: Tracking, tmp_path: Path, store: Path) -> None:
+    """A real store: parameters, metrics by step, files; a second start continues the same run."""
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "a.txt").write_text("content")
+    folder = tracking.journal
     for start in range(2):
-        with tracked(training.tracking, training.journal, training.params) as journal:
+        with tracked(tracking, folder, {"seed": 42}) as journal:
             assert journal is not None
-            journal.metrics({"loss": 3.0 - start}, step=start)
+            journal.metrics({"loss": 3.0 - start, "unknown": float("nan")}, step=start)
             journal.artifacts(tmp_path / "files", "bundle")
-        assert exit_code(training.journal) == 0
-    assert training.tracking is not None
-    client = MlflowClient(tracking_uri=training.tracking.uri)
+        assert exit_code(folder) == 0
+    client = MlflowClient(tracking_uri=tracking.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
-    assert run.info.run_id == run_id(training.journal)
+    assert run.info.run_id == run_id(folder)
     assert run.info.status == "FINISHED"
-    assert run.data.params["data_digest"] == "demo"
-    assert run.data.params["seed"] == "42"
+    assert run.data.params == {"seed": "42"}
+    assert run.data.metrics.keys() == {"loss"}
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(0, 3.0), (1, 2.0)]
     assert [file.path for file in client.list_artifacts(run.info.run_id, "bundle")] == ["bundle/a.txt"]
 
-    # The store is emptied: everything is sent to a new run.
-    client.delete_run(run.info.run_id)
-    (tmp_path / "mlflow.db").unlink()
-    folder = training.journal
-    assert folder is not None
-    (folder / TARGET).write_text(
-        (folder / TARGET).read_text().replace("mlflow.db", "new.db")
-    )  # a fresh file, as SQLAlchemy keeps the old one open in this process
-    send(folder)
-    fresh = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/new.db")
-    again = fresh.get_run(str(run_id(training.journal)))
+    # The store is emptied (a new file: SQLAlchemy keeps the old one open): everything is sent to a new run.
+    shutil.copyfile(store, tmp_path / "new.db")
+    path = folder / JOURNAL
+    path.write_text(path.read_text().replace("mlflow.db", "new.db"))
+    assert main([str(folder)]) == 0
+    again = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/new.db").get_run(str(run_id(folder)))
     assert again.info.run_id != run.info.run_id
     assert again.data.metrics == {"loss": 2.0}
 
 
-def test_half_a_line_of_a_killed_run_is_passed_over(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.metrics({"loss": 1.0}, 1)
-    with (tmp_path / EVENTS).open("a") as file:
-        file.write('{"kind": "metr')
-    assert [event["kind"] for _, event in _unsent(tmp_path)] == ["metrics"]
-    Journal(tmp_path).metrics({"loss": 2.0}, 2)
-    assert [event["step"] for _, event in _unsent(tmp_path)] == [1, 2]
+class Failing:
+    """A client that loses every `period`-th request, or the answer to it."""
+
+    def __init__(self, client: MlflowClient, period: int, done: bool) -> None:
+        self.client, self.period, self.done, self.calls = client, period, done, count(1)
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            lost = next(self.calls) % self.period == 0
+            if lost and not self.done:
+                raise MlflowException("connection lost")
+            result = getattr(self.client, name)(*arguments, **named)
+            if lost:
+                raise MlflowException("connection lost")
+            return result
+
+        return call
 
 
-def test_what_a_full_disk_did_not_take_is_written_when_there_is_space(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.metrics({"loss": 1.0}, 1)
+@pytest.mark.parametrize("done", [False, True], ids=["request lost", "answer lost"])
+def test_what_is_lost_on_the_way_is_sent_again_and_kept_once(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    client = MlflowClient(tracking_uri=tracking.uri)
+    failing = Failing(client, 3, done)
+    monkeypatch.setattr(journal, "mlflow_client", lambda _: failing)
+    begun = Journal(tracking.journal, tracking, [])
+    for step in range(5):
+        begun.metrics({"loss": 1.0 / (step + 1)}, step)
+    begun.end("FINISHED")
+    failures = 0
+    for _ in range(20):
+        try:
+            Uploader(Journal.read(tracking.journal)).upload()
+        except UserError:
+            failures += 1
+    assert failures >= 3
+    run = client.get_run(str(run_id(tracking.journal)))
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(step, 1.0 / (step + 1)) for step in range(5)]
+    assert run.info.status == "FINISHED"
+
+
+def test_a_failed_training_ends_its_run(tracking: Tracking) -> None:
+    with pytest.raises(ValueError, match="broken"), tracked(tracking, tracking.journal, {}):
+        raise ValueError("broken")
+    client = MlflowClient(tracking_uri=tracking.uri)
+    assert client.get_run(str(run_id(tracking.journal))).info.status == "FAILED"
+
+
+def test_an_event_that_a_full_disk_did_not_take_is_written_with_the_next(tracking: Tracking, tmp_path: Path) -> None:
+    begun = Journal(tmp_path, tracking, [])
+    begun.metrics({"loss": 1.0}, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / EVENTS).stat().st_size + 9, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / JOURNAL).stat().st_size + 9, hard))
     try:
-        journal.metrics({"loss": 2.0}, 2)
-        with pytest.raises(UserError, match="could not be written; free space and start the same plan again"):
-            journal.end("FAILED")
+        begun.metrics({"loss": 2.0}, 2)
+        with pytest.raises(UserError, match=r"cannot write the journal .*; free space and start the same plan again"):
+            begun.end("FAILED")
+        assert steps(Journal.read(tmp_path)) == [1]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    journal.metrics({"loss": 3.0}, 3)
-    found = [event for _, event in _unsent(tmp_path)]
-    assert [event.get("step", event["kind"]) for event in found] == [1, 2, "end", 3]
+    begun.metrics({"loss": 3.0}, 3)
+    assert steps(Journal.read(tmp_path)) == [1, 2, 3]
 
 
-def test_a_folder_that_takes_nothing_is_an_error_before_any_work(plan_of: PlanOf, tmp_path: Path) -> None:
-    tracked = plan(plan_of, tmp_path)
-    folder = tracked.journal
-    assert folder is not None
-    folder.parent.mkdir(parents=True)
-    folder.write_text("a file in its place")
+def test_an_event_that_takes_the_place_of_a_lost_one_is_sent(tracking: Tracking, tmp_path: Path) -> None:
+    """A start sent three events, and a full disk kept the last two from the file before it was killed."""
+    Journal(tmp_path, tracking, []).metrics({"loss": 1.0}, 1)
+    run = MlflowClient(tracking_uri=tracking.uri).create_run("0").info.run_id
+    (tmp_path / SENT).write_text(json.dumps({"run_id": run, "events": 3}))
+    restarted = Journal.read(tmp_path)
+    uploader = Uploader(restarted)
+    restarted.metrics({"loss": 2.0}, 2)
+    uploader.upload()
+    assert MlflowClient(tracking_uri=tracking.uri).get_run(run).data.metrics == {"loss": 2.0}
+    assert Sent.read(tmp_path) == Sent(run, 2)
+
+
+def test_a_folder_that_takes_nothing_is_an_error_before_any_work(tracking: Tracking) -> None:
+    tracking.journal.write_text("a file in its place")
     with (
         pytest.raises(UserError, match=r"cannot write the journal .* free space"),
-        journal.tracked(tracked.tracking, folder, tracked.params),
+        tracked(tracking, tracking.journal, {}),
     ):
         pytest.fail("it began")
 
 
-def test_a_name_in_a_damaged_store_is_not_text(tmp_path: Path) -> None:
-    path = tmp_path / "mlflow.db"
-    with closing(sqlite3.connect(path)) as file:
-        file.execute("CREATE TABLE some_table (a NOT NULL)")
-        file.execute("INSERT INTO some_table VALUES (1)")
-        file.execute("PRAGMA writable_schema = 1")
-        file.execute(
-            "UPDATE sqlite_master SET sql = replace(sql, 'some_table', CAST(x'e3ff' AS TEXT)), "
-            "name = CAST(x'e3ff' AS TEXT), tbl_name = CAST(x'e3ff' AS TEXT), rootpage = 77"
-        )
-        file.commit()
-    with pytest.raises(UserError, match="is damaged"):
-        check(f"sqlite:///{path}")
-
-
-def test_sending_goes_on_behind_what_was_sent(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.metrics({"loss": 1.0}, 1)
-    journal.metrics({"loss": 2.0}, 2)
-    first, _ = _unsent(tmp_path)
-    (tmp_path / SENT).write_text(json.dumps({"bytes": first[0]}))
-    assert [event["step"] for _, event in _unsent(tmp_path)] == [2]
+def test_only_the_first_start_needs_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = Tracking("http://127.0.0.1:9", "tests", "run", tmp_path, patience=0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="does not answer"), tracked(away, tmp_path, {}):
+        pytest.fail("it began")
+    Journal(tmp_path, away, []).write()
+    with tracked(away, tmp_path, {}) as restarted:
+        assert restarted is not None
+    assert exit_code(tmp_path) == UNSENT
 
 
 def test_a_folder_without_a_journal_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert journal.main([str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"error: no tracking journal in {tmp_path}\n"
+    assert main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: no tracking journal in {tmp_path}; ")
 
 
-def test_a_sender_that_works_is_waited_for_unless_mlflow_is_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each look at the clock is an hour after the one before, and the sender has used CPU time since."""
-    quiet, clock, used = journal.Quiet, count(0.0, 3600.0), count(0.0)
-    monkeypatch.setattr(journal, "Quiet", lambda: quiet(lambda: next(clock)))
-    monkeypatch.setattr(journal, "cpu_seconds", lambda _: next(used))
-    sender = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
-    journal._await(sender, tmp_path, patience=60)
-    assert sender.returncode == 0
-    (tmp_path / journal.AWAY).touch()
-    sender = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
-    journal._await(sender, tmp_path, patience=60)
-    assert sender.returncode == -signal.SIGTERM
+def test_a_slow_upload_is_waited_for_unless_mlflow_is_away(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock is an hour after the one before."""
+    clock = count(0.0, 3600.0)
+    monkeypatch.setattr(journal.time, "monotonic", lambda: next(clock))
+    looked, end = threading.Event(), threading.Event()
+
+    class Slow(Uploader):
+        def upload(self) -> None:
+            end.wait()
+
+        def join(self, timeout: float | None = None) -> None:
+            if looked.is_set():
+                end.set()
+            looked.set()
+            super().join(timeout)
+
+    slow = Slow(Journal(tracking.journal, tracking, []))
+    slow.start()
+    slow.finish(60)
+    assert not slow.is_alive()
+
+    class Away(Uploader):
+        def upload(self) -> None:
+            raise UserError("MLflow is away") from OSError(errno.ECONNREFUSED, "refused")
+
+    away = Away(Journal(tracking.journal, tracking, []))
+    away.start()
+    away.finish(60)
+    assert away.is_alive()

@@ -74,14 +74,6 @@ def put(work: Workdir, trained: Bundle) -> Callable[[float], Candidate]:
     return put
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables without anything in them: making them takes longer than a test."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 GOOD, BAD = backtest(ours={EARLY: 2}, naive={EARLY: 5}), backtest(ours={EARLY: 3}, naive={EARLY: 5})
 BEST = backtest(ours={EARLY: 1}, naive={EARLY: 5})
 
@@ -170,7 +162,7 @@ class Failing:
 @pytest.mark.parametrize("done", [False, True], ids=["request lost", "answer lost"])
 @pytest.mark.parametrize(
     "method",
-    ["log_artifacts", "log_metric", "create_model_version", "set_registered_model_alias", "set_model_version_tag"],
+    ["log_artifacts", "log_batch", "create_model_version", "set_registered_model_alias", "set_model_version_tag"],
 )
 def test_mlflow_lost_at_any_step_is_made_up_for(
     work: Workdir, put: Callable[[float], Candidate], monkeypatch: pytest.MonkeyPatch, method: str, done: bool

@@ -22,7 +22,7 @@ from salescast.features.training_set import scan
 from salescast.model import bundle
 from salescast.training import calibration, trainer
 from salescast.training import main as training
-from salescast.training.checkpoint import Checkpoints
+from salescast.training.checkpoint import Checkpoint, Checkpoints
 from salescast.training.distributed import Group, Placement
 from salescast.training.main import run_plan
 from salescast.training.plan import Plan
@@ -150,14 +150,14 @@ def mixed() -> bool:
 def main(path: Path, dies_after: int | None) -> None:
     notes: list[dict[str, Any]] = []
     noted(trainer.Trainer, "epoch", notes, lambda trainer, epoch: int(trainer.steps))
-    for name in ("wmape", "trust", "interval_factors"):
+    for name in ("wmape", "shrinkage", "interval_factors"):
         noted(calibration, name, notes, lambda network, samples, *_: -(-samples.size // calibration.BATCH))
     training.connect = connect  # type: ignore[assignment]
     plan = Plan.read(path)
     save = Checkpoints.save
 
-    def dying(self: Checkpoints, number: int, state: dict[str, Any]) -> None:
-        save(self, number, state)
+    def dying(self: Checkpoints, number: int, checkpoint: Checkpoint) -> None:
+        save(self, number, checkpoint)
         if number == dies_after:
             raise DiedError
 

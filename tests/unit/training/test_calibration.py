@@ -81,24 +81,24 @@ def test_an_odd_week_does_not_decide() -> None:
 
 
 @given(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=20), st.floats(-2, 2, width=32))
-def test_trust_is_the_largest_factor_with_nearly_the_least_error(targets: list[float], median: float) -> None:
+def test_shrinkage_is_the_largest_factor_with_nearly_the_least_error(targets: list[float], median: float) -> None:
     samples = Fixed(np.array(targets), unit=10)
-    found = calibration.trust(Answers([median - 1, median, median + 1]), samples, ALONE)
-    errors = {factor: sum(abs(y - factor * median) for y in targets) for factor in calibration.TRUST}
+    found = calibration.shrinkage(Answers([median - 1, median, median + 1]), samples, ALONE)
+    errors = {factor: sum(abs(y - factor * median) for y in targets) for factor in calibration.SHRINKAGE}
     limit = 1.05 * min(errors.values())
     assert errors[found] <= limit + 1e-4
-    assert all(errors[factor] > limit - 1e-4 for factor in calibration.TRUST if factor > found)
+    assert all(errors[factor] > limit - 1e-4 for factor in calibration.SHRINKAGE if factor > found)
 
 
 def test_a_network_hardly_worse_than_the_anchor_is_followed() -> None:
     """It will have learned from these weeks, too."""
     nearly = Fixed(np.array([0.4] * 10 + [5.0, -5.0] * 50))
-    assert calibration.trust(Answers([0.0, 1.0, 2.0]), nearly, ALONE) == 1.0
+    assert calibration.shrinkage(Answers([0.0, 1.0, 2.0]), nearly, ALONE) == 1.0
 
 
-def test_trust_without_samples() -> None:
-    assert calibration.trust(Answers([0.0, 1.0, 2.0]), Fixed(np.array([])), ALONE) == 1.0
+def test_no_shrinkage_without_samples() -> None:
+    assert calibration.shrinkage(Answers([0.0, 1.0, 2.0]), Fixed(np.array([])), ALONE) == 1.0
 
 
 def test_a_network_worse_than_the_anchor_is_not_followed() -> None:
-    assert calibration.trust(Answers([1.0, 2.0, 3.0]), Fixed(np.array([-0.1, 0.1, 0.0])), ALONE) == 0.0
+    assert calibration.shrinkage(Answers([1.0, 2.0, 3.0]), Fixed(np.array([-0.1, 0.1, 0.0])), ALONE) == 0.0

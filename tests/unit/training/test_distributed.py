@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from salescast.errors import UserError
 from salescast.training import distributed
-from salescast.training.distributed import Group, Placement, choose, connect, meet
+from salescast.training.distributed import Group, Placement, choose, connect, rendezvous_key
 
 
 @given(st.integers(0, 8), st.booleans(), st.integers(1, 8), st.data())
@@ -65,30 +65,30 @@ def test_a_process_whose_launcher_is_gone_stops() -> None:
 
 
 def start(store: dist.Store, world: int) -> list[str]:
-    """The names that `world` ranks of one start agree on, each in a thread of its own."""
-    names = [""] * world
+    """The keys that `world` ranks of one start agree on, each in its own thread."""
+    keys = [""] * world
 
     def rank(number: int) -> None:
-        names[number] = meet(store, number, world)
+        keys[number] = rendezvous_key(store, number, world)
 
     threads = [threading.Thread(target=rank, args=(number,)) for number in range(world)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return names
+    return keys
 
 
-def test_every_start_over_the_same_store_gets_a_name_of_its_own() -> None:
-    """torchrun's store outlives its processes: what an earlier start left there must not be taken for this one's."""
+def test_every_start_over_the_same_store_gets_its_own_key() -> None:
+    """torchrun's store outlives its processes; this start must ignore what an earlier one left there."""
     store = dist.HashStore()
     store.set("hello/1", "a rank that was killed before anyone answered")
     starts = [start(store, 3) for _ in range(3)]
-    assert all(len(set(names)) == 1 for names in starts)
-    assert len({names[0] for names in starts}) == 3
+    assert all(len(set(keys)) == 1 for keys in starts)
+    assert len({keys[0] for keys in starts}) == 3
 
 
 def test_a_rank_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "DEADLINE", distributed.DEADLINE * 0)
+    monkeypatch.setattr(distributed, "START_TIMEOUT", distributed.START_TIMEOUT * 0)
     with pytest.raises(UserError, match=r"ranks \[1, 2\] of 3 did not come"):
-        meet(dist.HashStore(), 0, 3)
+        rendezvous_key(dist.HashStore(), 0, 3)

@@ -1,4 +1,4 @@
-"""A rank of test_exchange.py, under torchrun: `exchange_ranks.py RESULTS {works,refused,dies}`."""
+"""A rank of test_allreduce.py, under torchrun: `allreduce_ranks.py RESULTS {works,refused,dies}`."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ if __name__ == "__main__":
         assert (memory is None) == (what == "refused")
         if memory:
             mine = [torch.randn(size) for size in (5, 70_000, 1, 300)]
-            for _ in range(100):  # whoever is ahead must not overwrite what another still reads
+            for _ in range(100):  # a fast rank must not overwrite what another still reads
                 averaged = [value.clone() for value in mine]
                 for value in averaged:
                     memory.average_(value)
