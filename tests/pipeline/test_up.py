@@ -17,7 +17,7 @@ import pytest
 
 from salescast.cli import up
 from salescast.errors import UserError
-from salescast.runtime.processes import free_port
+from salescast.runtime.processes import Service, free_port
 from salescast.workdir import Workdir
 
 from .conftest import SMALL, salescast
@@ -93,11 +93,13 @@ def test_a_service_that_ends_takes_the_others_with_it(tmp_path: Path, monkeypatc
     begets = f"import pathlib, subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {deaf!r}])"
     first = f"{begets}; pathlib.Path('pid').write_text(str(child.pid)); {deaf}"
     second = "import pathlib, time\nwhile not pathlib.Path('pid').exists(): time.sleep(0.1)\nexit('no such table')"
-    asked = [
-        up.Service("first", "", "http://127.0.0.1:9", (sys.executable, "-c", first), tmp_path),
-        up.Service("second", "", "http://127.0.0.1:9", (sys.executable, "-c", second), tmp_path),
+    pages = [
+        up.Page(
+            "", Service(name, (sys.executable, "-c", code), "http://127.0.0.1:9", tmp_path / f"{name}.log", tmp_path)
+        )
+        for name, code in (("first", first), ("second", second))
     ]
-    monkeypatch.setattr(up, "services", lambda *_: asked)
+    monkeypatch.setattr(up, "services", lambda *_: pages)
     monkeypatch.setattr(up, "STOP_SECONDS", 0.5)
     with pytest.raises(UserError, match=r"second ended with code 1: no such table; see .*second\.log"):
         up.run(Workdir(tmp_path), up.Ports(1, 2, 3, 4), lambda _: pytest.fail("nothing was ready"))

@@ -119,6 +119,7 @@ class RestServer(RESTServer):  # type: ignore[misc]
     """uvicorn with our routes in KServe's application, on a port that other processes may share."""
 
     shared = False
+    listening: Callable[[], None]
 
     def _register_endpoints(self, app: Any) -> None:
         routes.register(app, self.dataplane, settings().max_body_bytes)
@@ -135,7 +136,9 @@ class RestServer(RESTServer):  # type: ignore[misc]
             if self.shared:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind((self.config.host, self.config.port))
+            listener.listen(self.config.backlog)
             announce(f"listening on port {self.config.port}")
+            self.listening()
             await self._server.serve(sockets=[listener])
 
 
@@ -170,7 +173,7 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
 class Server(ModelServer):  # type: ignore[misc]
     """KServe's server with our REST and gRPC servers in it; it keeps the model until the last request is answered."""
 
-    def __init__(self, http_port: int, grpc_port: int, shared: bool) -> None:
+    def __init__(self, http_port: int, grpc_port: int, shared: bool, listening: Callable[[], None]) -> None:
         super().__init__(
             http_port=http_port,
             grpc_port=grpc_port,
@@ -178,7 +181,7 @@ class Server(ModelServer):  # type: ignore[misc]
             grace_period=settings().shutdown_seconds,
         )
         self.dataplane = Plane(model_registry=self.registered_models)
-        RestServer.shared = shared
+        RestServer.shared, RestServer.listening = shared, staticmethod(listening)
         kserve.model_server.RESTServer = RestServer  # KServe has no parameter for them
         kserve.model_server.GRPCServer = GrpcServer
 
@@ -187,15 +190,24 @@ class Server(ModelServer):  # type: ignore[misc]
         super().stop(sig)
 
 
-def run(folder: Path, repo: Path, http_port: int, grpc_port: int, shared: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT; `shared`: with other processes on the same ports.
+def run(
+    folder: Path,
+    repo: Path,
+    http_port: int,
+    grpc_port: int,
+    shared: bool = False,
+    listening: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; call `listening` once connections are accepted.
+
+    `shared`: with other processes on the same ports.
 
     Raises UserError when there is nothing to serve.
     """
     for name in ("kserve", "uvicorn.access"):  # a line for each request; the metrics count them
         logging.getLogger(name).setLevel(logging.WARNING)
     announce(f"loading the model in {folder}")
-    server, model = Server(http_port, grpc_port, shared), ForecastModel(folder, repo)
+    server, model = Server(http_port, grpc_port, shared, listening), ForecastModel(folder, repo)
     gc.collect()
     gc.freeze()  # a million objects of imported modules: looking through them again would hold a request up for 0.2 s
     server.start([model])

@@ -1,12 +1,8 @@
 """Start the forecast server as a process of its own, ask it for a few series, and compare with the offline forecast."""
 
-import os
 import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,47 +11,33 @@ import numpy as np
 import polars as pl
 
 from salescast.errors import UserError
-from salescast.runtime import parquet, processes, progress
-from salescast.runtime.processes import free_port
+from salescast.runtime import parquet, processes
+from salescast.runtime.processes import Service, free_port
 from salescast.schema import KEYS, MODEL_NAME
 from salescast.tracking import champion
 from salescast.workdir import Workdir
 
 SERIES: Final = 3
-TOLERANCE: Final = (
-    1e-6  # relative, and absolute for a closed week's zero; the online store keeps features as the files do, in 32 bits
-)
+TOLERANCE: Final = 1e-6  # relative, and absolute for a closed week's zero; both stores keep features in 32 bits
 
 
-@contextmanager
-def server(work: Workdir, model_dir: Path | None = None) -> Iterator[str]:
-    """A ready forecast server of the workdir; yields its address, and stops it at the end.
-
-    It serves the champion, or the bundle in `model_dir`. Waits as long as the process lives and does something, and
-    shows that it waits. Raises NotReadyError with the server's last words when it does not get ready.
-    """
-    port, log = free_port(), work.root / "server.log"
-    command = [sys.executable, "-m", "salescast.cli.app", *_serve(work, model_dir), "--port", str(port), "--grpc-port"]
-    with log.open("w") as out:
-        out.write("starting the forecast server\n")
-        out.flush()
-        environment = os.environ | {"SALESCAST_MAX_FEATURE_AGE_DAYS": "inf"}  # compare what is there, history as well
-        process = subprocess.Popen([*command, str(free_port())], stdout=out, stderr=subprocess.STDOUT, env=environment)
+def server(work: Workdir, model_dir: Path | None) -> tuple[str, Service]:
+    """The address of a forecast server of the workdir, and how to start it: with the champion, or `model_dir`."""
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
-    try:
-        starting = processes.Starting("the forecast server", process, f"{url}/v2/models/{MODEL_NAME}/ready", log)
-        with progress.waiting("waiting for the forecast server") as tell:
-            while not starting.ready():
-                tell(starting.doing)
-                time.sleep(0.05)
-        yield url
-    finally:
-        processes.stop(process)
+    serve = (sys.executable, "-m", "salescast.cli.app", *_serve(work, model_dir))
+    return url, Service(
+        name="the forecast server",
+        command=(*serve, "--port", str(port), "--grpc-port", str(free_port())),
+        ready=f"{url}/v2/models/{MODEL_NAME}/ready",
+        log=work.root / "server.log",
+        environment={"SALESCAST_MAX_FEATURE_AGE_DAYS": "inf"},  # compare whatever weeks the data has
+    )
 
 
-def _serve(work: Workdir, model_dir: Path | None) -> list[str]:
-    what = ["--model-dir", str(model_dir)] if model_dir else ["--model", champion.CHAMPION]
-    return ["serve", "--workdir", str(work.root), *what]
+def _serve(work: Workdir, model_dir: Path | None) -> tuple[str, ...]:
+    model = ("--model-dir", str(model_dir)) if model_dir else ("--model", champion.CHAMPION)
+    return ("serve", "--workdir", str(work.root), *model)
 
 
 def by_hand(work: Workdir, model_dir: Path | None) -> str:
@@ -72,15 +54,16 @@ def ask(work: Workdir, model_dir: Path | None = None) -> list[dict[str, Any]]:
     offline = parquet.read(work.forecasts, "run `salescast forecast --all` again")
     largest = offline.group_by(KEYS).agg(pl.col("forecast").sum()).sort("forecast", descending=True).head(SERIES)
     instances = largest.select(KEYS).to_dicts()
-    with server(work, model_dir) as url, httpx.Client(base_url=url, timeout=processes.QUIET) as client:
+    url, service = server(work, model_dir)
+    with processes.running([service]) as servers, httpx.Client(base_url=url, timeout=processes.QUIET) as client:
+        processes.wait_until_ready("waiting for the forecast server", servers)
         path = f"/v1/models/{MODEL_NAME}:predict"
         try:
             client.post(path, json={"instances": instances})  # the first request opens connections
             start = time.perf_counter()
             response = client.post(path, json={"instances": instances})
         except httpx.TransportError as error:
-            log = work.root / "server.log"
-            raise processes.NotReadyError(f"the forecast server did not answer: {error!r}; see {log}") from None
+            raise processes.NotReadyError(f"the forecast server did not answer: {error!r}; see {service.log}") from None
         milliseconds = 1000 * (time.perf_counter() - start)
     if response.status_code != httpx.codes.OK:
         raise UserError(f"the forecast server answered {response.status_code}: {response.text[:200]}")

@@ -1,4 +1,4 @@
-"""Waiting for a server: as long as its process does something, and no longer."""
+"""Starting and stopping servers, and waiting for one for as long as its process does something."""
 
 import signal
 import subprocess
@@ -19,7 +19,7 @@ from salescast.runtime import processes
 
 NOBODY = "http://127.0.0.1:9"
 WORKS = "while True: pass"
-Start = Callable[..., tuple[processes.Starting, "subprocess.Popen[bytes]"]]
+Start = Callable[..., tuple[processes.Server, "subprocess.Popen[bytes]"]]
 
 
 @given(st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 2)), min_size=1, max_size=30))
@@ -44,12 +44,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """A process that runs a line of Python, and the wait for it."""
     started = []
 
-    def begin(code: str, url: str = NOBODY) -> tuple[processes.Starting, "subprocess.Popen[bytes]"]:
-        log = tmp_path / "log"
-        with log.open("wb") as out:
-            process = subprocess.Popen([sys.executable, "-c", code], stdout=out, stderr=out)
-        started.append(process)
-        return processes.Starting("the server", process, url, log), process
+    def begin(code: str, url: str = NOBODY) -> tuple[processes.Server, "subprocess.Popen[bytes]"]:
+        command = (sys.executable, "-c", code)
+        server = processes.Server(processes.Service("the server", command, url, tmp_path / "log"))
+        started.append(server.process)
+        return server, server.process
 
     yield begin
     for process in started:
@@ -97,7 +96,7 @@ def test_one_that_works_is_waited_for_and_one_that_is_stopped_is_not(start: Star
     process.send_signal(signal.SIGSTOP)
     while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
         pass
-    with pytest.raises(processes.NotReadyError, match="the server did not get ready: no sign of life for 300 s"):
+    with pytest.raises(processes.NotReadyError, match="the server did not become ready: no sign of life for 300 s"):
         while not starting.ready():  # once more if it did something before it was stopped
             pass
 
@@ -111,13 +110,15 @@ def test_lines_in_the_log_are_a_sign_of_life(start: Start, tmp_path: Path) -> No
         with (tmp_path / "log").open("a") as log:
             log.write(f"step {number}\n")
         assert not starting.ready()
-        assert starting.doing == f"step {number}"
+        assert starting.last_line() == f"step {number}"
 
 
 def test_one_that_works_and_never_gets_on_is_given_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "WORK", 0.1)
     starting, _ = start(WORKS)
-    with pytest.raises(processes.NotReadyError, match=r"did not get ready in 0 s of CPU time: ; see .*log"):
+    with pytest.raises(
+        processes.NotReadyError, match=r"did not become ready in 0 s of CPU time: starting the server; see .*log"
+    ):
         while not starting.ready():
             pass
 
@@ -145,7 +146,7 @@ def test_a_deaf_process_is_stopped(start: Start, monkeypatch: pytest.MonkeyPatch
     deaf, process = start(
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); signal.pause()"
     )
-    while not deaf.doing:
+    while deaf.last_line() != "1":
         pass
     processes.stop(process)
     assert process.returncode == -signal.SIGKILL
