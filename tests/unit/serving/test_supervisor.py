@@ -41,7 +41,8 @@ def test_one_that_was_ready_is_started_again_and_the_others_end_with_the_supervi
         f"{READY}print(os.getpid(), file=open('other', 'w'), flush=True)\nimport signal\nsignal.pause()"
     )
     (tmp_path / "child.py").write_text(
-        "import time, pathlib\nother = pathlib.Path('other')\nwhile not (other.exists() and other.read_text()): time.sleep(0.05)\n"
+        "import time, pathlib\nother = pathlib.Path('other')\n"
+        "while not (other.exists() and other.read_text()): time.sleep(0.05)\n"
         f"if not pathlib.Path('again').exists():\n    pathlib.Path('again').touch(); {READY}os._exit(5)\n"
         "exit(6)"
     )
