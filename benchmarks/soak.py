@@ -202,7 +202,7 @@ def answers(url: str) -> bool:
 def wait(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
     while not condition():
         if process.poll() is not None:
-            raise SystemExit(f"the server did not get ready: {log.read_text()[-500:]}")
+            raise SystemExit(f"the server did not become ready: {log.read_text()[-500:]}")
         time.sleep(0.2)
 
 

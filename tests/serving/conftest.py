@@ -1,4 +1,4 @@
-"""A small workdir with features, online rows and two bundles, made once a session, and servers on it."""
+"""One small workdir with features, online rows and two bundles a session, and servers on it."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ class World:
     other_bundle: Path
 
     def copy(self, root: Path) -> Path:
-        """A workdir of one's own, to break."""
+        """A copy of the workdir that a test may break."""
         shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("training", "fits", "*.log"), dirs_exist_ok=True)
         return root
 
@@ -93,7 +93,7 @@ def answers(url: str) -> bool:
 
 
 def wait(condition: Callable[[], bool], running: Running) -> None:
-    """As long as it takes while the server lives; what would take for ever is ended by pytest's own limit."""
+    """Wait as long as the server lives; pytest's own limit ends a wait that would never end."""
     while not condition():
         assert running.process.poll() is None, running.log.read_text()
         time.sleep(0.05)
@@ -126,13 +126,13 @@ def start(root: Path, ready: bool = True, workers: int = 1, **environment: str) 
 
 @pytest.fixture(scope="session")
 def serve() -> Callable[..., AbstractContextManager[Running]]:
-    """`with serve(workdir, ready=True, workers=1, **environment) as running`: a server process of its own."""
+    """`with serve(workdir, ready=True, workers=1, **environment) as running`: a new server process."""
     return start
 
 
 @pytest.fixture(scope="session")
 def running(world: World) -> Iterator[Running]:
-    """One server on the session's workdir, for tests that leave it as it is."""
+    """One server on the session's workdir, for tests that do not change it."""
     with start(world.root) as server:
         yield server
 

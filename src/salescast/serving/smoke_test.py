@@ -1,8 +1,10 @@
-"""Start the forecast server as a process of its own, ask it for a few series, and compare with the offline forecast."""
+"""Start the forecast server, request a few series, and compare its answers with the offline forecast."""
 
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,18 +23,25 @@ SERIES: Final = 3
 TOLERANCE: Final = 1e-6  # relative, and absolute for a closed week's zero; both stores keep features in 32 bits
 
 
-def server(work: Workdir, model_dir: Path | None) -> tuple[str, Service]:
-    """The address of a forecast server of the workdir, and how to start it: with the champion, or `model_dir`."""
+@contextmanager
+def server(work: Workdir, model_dir: Path | None = None) -> Iterator[str]:
+    """A ready forecast server of the workdir, with the champion or the bundle in `model_dir`; yields its address.
+
+    Raises NotReadyError with the last line of its log when it does not become ready.
+    """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     serve = (sys.executable, "-m", "salescast.cli.app", *_serve(work, model_dir))
-    return url, Service(
+    service = Service(
         name="the forecast server",
         command=(*serve, "--port", str(port), "--grpc-port", str(free_port())),
         ready=f"{url}/v2/models/{MODEL_NAME}/ready",
         log=work.root / "server.log",
         environment={"SALESCAST_MAX_FEATURE_AGE_DAYS": "inf"},  # compare whatever weeks the data has
     )
+    with processes.running([service]) as servers:
+        processes.wait_until_ready("waiting for the forecast server", servers)
+        yield url
 
 
 def _serve(work: Workdir, model_dir: Path | None) -> tuple[str, ...]:
@@ -46,24 +55,23 @@ def by_hand(work: Workdir, model_dir: Path | None) -> str:
 
 
 def ask(work: Workdir, model_dir: Path | None = None) -> list[dict[str, Any]]:
-    """The server's answers for the largest few series, with the milliseconds that the request took.
+    """The server's answers for the few largest series, with the milliseconds that the request took.
 
-    Raises NotReadyError when the server does not get ready or does not answer, and UserError when an answer is not
-    the offline forecast of `work.forecasts`.
+    Raises NotReadyError when the server does not become ready or does not answer, and UserError when an answer differs
+    from the offline forecast in `work.forecasts`.
     """
     offline = parquet.read(work.forecasts, "run `salescast forecast --all` again")
     largest = offline.group_by(KEYS).agg(pl.col("forecast").sum()).sort("forecast", descending=True).head(SERIES)
     instances = largest.select(KEYS).to_dicts()
-    url, service = server(work, model_dir)
-    with processes.running([service]) as servers, httpx.Client(base_url=url, timeout=processes.QUIET) as client:
-        processes.wait_until_ready("waiting for the forecast server", servers)
+    with server(work, model_dir) as url, httpx.Client(base_url=url, timeout=processes.QUIET) as client:
         path = f"/v1/models/{MODEL_NAME}:predict"
         try:
             client.post(path, json={"instances": instances})  # the first request opens connections
             start = time.perf_counter()
             response = client.post(path, json={"instances": instances})
         except httpx.TransportError as error:
-            raise processes.NotReadyError(f"the forecast server did not answer: {error!r}; see {service.log}") from None
+            log = work.root / "server.log"
+            raise processes.NotReadyError(f"the forecast server did not answer: {error!r}; see {log}") from None
         milliseconds = 1000 * (time.perf_counter() - start)
     if response.status_code != httpx.codes.OK:
         raise UserError(f"the forecast server answered {response.status_code}: {response.text[:200]}")
