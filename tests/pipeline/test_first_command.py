@@ -1,4 +1,4 @@
-"""`salescast run` ends well where its last step, asking a server, cannot be done; the server says what it is doing."""
+"""`salescast run` succeeds even if its last step, the server check, cannot be done; the server logs its steps."""
 
 import json
 import os
@@ -34,7 +34,7 @@ OTHER = (
 
 @dataclass(frozen=True)
 class Run:
-    """What a run without a summary and a report at its start has left behind."""
+    """The result of a run that started without a summary and a report."""
 
     work: Workdir
     done: subprocess.CompletedProcess[str]
@@ -137,7 +137,7 @@ def test_a_summary_without_answers_is_shown(finished_run: Finished, capsys: pyte
 
 
 @pytest.mark.slow
-def test_the_servers_log_tells_its_steps(finished_run: Finished) -> None:
+def test_the_servers_log_has_its_steps(finished_run: Finished) -> None:
     lines = (finished_run[0] / "server.log").read_text().splitlines()
     steps = ("starting the forecast server", "loading libraries", "loading the model in", "listening on port")
     assert [step for line in lines for step in steps if step in line] == list(steps)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from salescast.data import dataset
 from salescast.feature_store import repo, retrieval
 from salescast.model.config import TrainConfig
 from salescast.pipeline import stages
+from salescast.runtime.processes import free_port
 from salescast.training.main import run_plan
 from salescast.training.plan import Fit, Plan
 from salescast.workdir import Workdir
@@ -77,12 +77,6 @@ class Running:
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=None)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(url: str) -> bool:

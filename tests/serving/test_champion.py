@@ -20,12 +20,13 @@ from salescast.errors import UserError
 from salescast.model import bundle
 from salescast.runtime import atomic_files
 from salescast.runtime.atomic_files import replace_dir
+from salescast.runtime.processes import free_port
 from salescast.schema import MODEL_NAME
 from salescast.serving import forecaster
 from salescast.tracking.champion import Follower, keep, split
 from salescast.workdir import Workdir
 
-from .conftest import PREDICT, READY, Running, World, answers, free_port, wait
+from .conftest import PREDICT, READY, Running, World, answers, wait
 
 MODEL = f"models:/{MODEL_NAME}@champion"
 ONE = {"instances": [{"store_id": 1, "dept_id": 1}]}

@@ -141,9 +141,7 @@ def parse_parameters(parameters: Mapping[str, Any], limits: Limits) -> tuple[int
 def check_count(instances: int, limits: Limits) -> None:
     """Raises TooLargeError when a request has more instances than allowed."""
     if instances > limits.instances:
-        raise TooLargeError(
-            f"instances: at most {limits.instances} a request, got {instances}; send several requests"
-        )
+        raise TooLargeError(f"instances: at most {limits.instances} a request, got {instances}; send several requests")
 
 
 def check_fields(

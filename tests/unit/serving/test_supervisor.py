@@ -23,7 +23,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_process_that_ends_before_it_is_ready_is_not_started_again(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the old rule, which went by seconds since the start, each start was a slow one."""
+    """EARLY of the former rule, which went by seconds since the start, makes every start a slow one."""
     monkeypatch.setattr(supervisor, "EARLY", 0.0, raising=False)
     (tmp_path / "child.py").write_text("import os; open('starts', 'a').write('x'); os._exit(3)")
     monkeypatch.chdir(tmp_path)
@@ -35,7 +35,7 @@ def test_a_process_that_ends_before_it_is_ready_is_not_started_again(
 def test_one_that_was_ready_is_started_again_and_the_others_end_with_the_supervisor(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first start gets ready and fails; the second fails before that."""
+    """The first start becomes ready and fails; the second fails before that."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.py").write_text(
         f"{READY}print(os.getpid(), file=open('other', 'w'), flush=True)\nimport signal\nsignal.pause()"
