@@ -1,4 +1,4 @@
-"""Latency and throughput of the forecast server, beside `feast serve` and a KServe server that only echoes.
+"""Latency and throughput of the forecast server, compared with `feast serve` and a KServe server that only echoes.
 
     make bench-serving
     python benchmarks/serving.py --seconds 5 --stores sqlite
@@ -13,7 +13,6 @@ import logging
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,8 @@ import yaml
 from psycopg.conninfo import conninfo_to_dict
 
 from salescast.model.config import TrainConfig
+from salescast.runtime import processes
+from salescast.runtime.processes import Service, free_port
 from salescast.workdir import Workdir
 
 SIZES = (1, 45, 630)
@@ -101,31 +102,13 @@ def with_store(work: Workdir, root: Path, online_store: dict[str, Any]) -> Path:
     return root
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
-def process(command: list[str], ready: str, cwd: Path) -> Iterator[float]:
-    """A server for the time of the block; yields the seconds until `ready` answered."""
+def process(command: list[str], ready: str, folder: Path) -> Iterator[float]:
+    """A server for the duration of the block; yields the seconds until `ready` answered."""
     start = time.monotonic()
-    with (cwd / "bench.log").open("wb") as log:
-        child = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        while True:
-            try:
-                if httpx.get(ready, timeout=5).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.05)
-            if child.poll() is not None:
-                raise SystemExit((cwd / "bench.log").read_text())
+    with processes.running([Service("server", tuple(command), ready, folder / "bench.log", folder)]) as servers:
+        processes.wait_until_ready("waiting for the server", servers)
         yield time.monotonic() - start
-    finally:
-        child.terminate()
-        child.wait()
 
 
 def echo(port: int) -> None:

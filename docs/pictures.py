@@ -54,7 +54,7 @@ def report(page: webdriver.Chrome, work: Workdir, name: str, width: int, height:
 def terminal(page: webdriver.Chrome, work: Workdir, folder: Path) -> None:
     """What the command line draws, as it would look in a terminal of 80 columns."""
     console = Console(record=True, width=80, file=io.StringIO(), highlight=False)
-    rows = batch.one(work, SERIES["store"], SERIES["dept"], 8)
+    rows = batch.forecast_one(work, SERIES["store"], SERIES["dept"], 8)
     console.print(output.forecast_table(rows.to_dicts(), f"store {SERIES['store']}, department {SERIES['dept']}"))
     console.print(output.chart(batch.history(work, SERIES["store"], SERIES["dept"]), rows))
     drawn = folder / "terminal.svg"

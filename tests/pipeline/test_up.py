@@ -17,7 +17,7 @@ import pytest
 
 from salescast.cli import up
 from salescast.errors import UserError
-from salescast.runtime.processes import free_port
+from salescast.runtime.processes import Service, free_port
 from salescast.workdir import Workdir
 
 from .conftest import SMALL, salescast
@@ -46,7 +46,7 @@ def started(workdir: Path, ports: list[int]) -> Iterator[tuple[subprocess.Popen[
 
 
 @pytest.mark.slow
-def test_it_answers_everywhere_and_ends_without_a_trace(finished_run: Finished) -> None:
+def test_every_address_answers_and_ctrl_c_stops_everything(finished_run: Finished) -> None:
     ports = [free_port() for _ in OPTIONS]
     with started(finished_run[0], ports) as (process, addresses):
         assert set(addresses) == {"forecasts", "MLflow", "Feast", "report"}
@@ -87,17 +87,19 @@ def test_a_workdir_without_a_run_is_named(tmp_path: Path) -> None:
         up.services(Workdir(tmp_path), up.Ports(1, 2, 3, 4))
 
 
-def test_a_service_that_ends_takes_the_others_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first one starts a process of its own, as servers do, and does not heed a polite request to stop."""
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    begets = f"import pathlib, subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {deaf!r}])"
-    first = f"{begets}; pathlib.Path('pid').write_text(str(child.pid)); {deaf}"
+def test_when_a_service_ends_the_others_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one starts a process of its own, as servers do, and ignores SIGTERM."""
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    spawns = f"import pathlib, subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {stubborn!r}])"
+    first = f"{spawns}; pathlib.Path('pid').write_text(str(child.pid)); {stubborn}"
     second = "import pathlib, time\nwhile not pathlib.Path('pid').exists(): time.sleep(0.1)\nexit('no such table')"
-    asked = [
-        up.Service("first", "", "http://127.0.0.1:9", (sys.executable, "-c", first), tmp_path),
-        up.Service("second", "", "http://127.0.0.1:9", (sys.executable, "-c", second), tmp_path),
+    pages = [
+        up.Page(
+            "", Service(name, (sys.executable, "-c", code), "http://127.0.0.1:9", tmp_path / f"{name}.log", tmp_path)
+        )
+        for name, code in (("first", first), ("second", second))
     ]
-    monkeypatch.setattr(up, "services", lambda *_: asked)
+    monkeypatch.setattr(up, "services", lambda *_: pages)
     monkeypatch.setattr(up, "STOP_SECONDS", 0.5)
     with pytest.raises(UserError, match=r"second ended with code 1: no such table; see .*second\.log"):
         up.run(Workdir(tmp_path), up.Ports(1, 2, 3, 4), lambda _: pytest.fail("nothing was ready"))

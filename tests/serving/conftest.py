@@ -1,8 +1,7 @@
-"""A small workdir with features, online rows and two bundles, made once a session, and servers on it."""
+"""One small workdir with features, online rows and two bundles a session, and servers on it."""
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from salescast.data import dataset
 from salescast.feature_store import repo, retrieval
 from salescast.model.config import TrainConfig
 from salescast.pipeline import stages
+from salescast.runtime.processes import free_port
 from salescast.training.main import run_plan
 from salescast.training.plan import Fit, Plan
 from salescast.workdir import Workdir
@@ -37,7 +37,7 @@ class World:
     other_bundle: Path
 
     def copy(self, root: Path) -> Path:
-        """A workdir of one's own, to break."""
+        """A copy of the workdir that a test may break."""
         shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("training", "fits", "*.log"), dirs_exist_ok=True)
         return root
 
@@ -79,12 +79,6 @@ class Running:
         return httpx.Client(base_url=self.url, timeout=None)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=10).status_code == 200
@@ -93,7 +87,7 @@ def answers(url: str) -> bool:
 
 
 def wait(condition: Callable[[], bool], running: Running) -> None:
-    """As long as it takes while the server lives; what would take for ever is ended by pytest's own limit."""
+    """Wait as long as the server lives; pytest's own limit ends a wait that would never end."""
     while not condition():
         assert running.process.poll() is None, running.log.read_text()
         time.sleep(0.05)
@@ -126,13 +120,13 @@ def start(root: Path, ready: bool = True, workers: int = 1, **environment: str) 
 
 @pytest.fixture(scope="session")
 def serve() -> Callable[..., AbstractContextManager[Running]]:
-    """`with serve(workdir, ready=True, workers=1, **environment) as running`: a server process of its own."""
+    """`with serve(workdir, ready=True, workers=1, **environment) as running`: a new server process."""
     return start
 
 
 @pytest.fixture(scope="session")
 def running(world: World) -> Iterator[Running]:
-    """One server on the session's workdir, for tests that leave it as it is."""
+    """One server on the session's workdir, for tests that do not change it."""
     with start(world.root) as server:
         yield server
 

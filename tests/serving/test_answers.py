@@ -1,5 +1,7 @@
-"""The running server's answers: the same over every protocol, and the offline forecast."""
+"""The server's answers are the same over every protocol, and equal the offline forecast."""
 
+import re
+from importlib.metadata import version
 from pathlib import Path
 
 import grpc
@@ -42,7 +44,7 @@ def test_the_server_forecasts_as_offline_for_500_series(client: httpx.Client, of
     assert both.filter((pl.col("p10") > pl.col("forecast")) | (pl.col("forecast") > pl.col("p90"))).is_empty()
 
 
-def test_one_series_alone_is_forecast_as_among_others(client: httpx.Client) -> None:
+def test_a_forecast_does_not_depend_on_the_rest_of_the_request(client: httpx.Client) -> None:
     many = client.post(PREDICT, json={"instances": INSTANCES[:50]}).json()["predictions"]
     for number in (0, 17, 49):
         alone = client.post(PREDICT, json={"instances": [INSTANCES[number]]}).json()["predictions"]
@@ -94,7 +96,7 @@ async def _ask(address: str, request: InferRequest):
         return await client.infer(request)
 
 
-def test_kserves_own_client_with_its_defaults_is_understood(running: Running) -> None:
+def test_kserves_own_client_works_with_its_defaults(running: Running) -> None:
     """KServe's InferInput sends binary tensors unless told otherwise."""
     import asyncio
 
@@ -117,7 +119,6 @@ def test_health_metadata_docs_and_metrics(running: Running, client: httpx.Client
     assert [tensor["name"] for tensor in metadata["inputs"]] == list(KEYS)
     assert client.get("/v1/models/other").status_code == 404
     assert client.post("/v1/models/other:predict", json={}).json() == {"error": "Model with name other does not exist."}
-    assert client.get("/docs").status_code == 200
     before = _metrics(client)
     client.post(PREDICT, json={"instances": INSTANCES[:3], "parameters": {"horizon": 2}})
     client.post(PREDICT, json={"instances": []})
@@ -136,6 +137,21 @@ def test_health_metadata_docs_and_metrics(running: Running, client: httpx.Client
             "/inference.GRPCInferenceService/ModelReady", request_serializer=ModelReadyRequest.SerializeToString
         )
         assert ready(ModelReadyRequest(name="sales-forecast"), timeout=60) == b"\x08\x01"
+
+
+def test_the_pages_for_people_need_no_other_host(client: httpx.Client) -> None:
+    assert "://" not in client.get("/docs").text
+    for asset in re.findall(r'(?:src|href)="([^"]+)"', client.get("/docs").text):
+        assert client.get(f"/{asset}").status_code == 200, asset
+    information = client.get("/openapi.json").json()["info"]
+    assert (information["title"], information["version"]) == ("salescast forecast server", version("salescast"))
+    model = client.post(PREDICT, json={"instances": INSTANCES[:1]}).json()["model_version"]
+    start = client.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert start.headers["content-type"].startswith("text/html")
+    assert f"version {model}; the oldest features last used are" in start.text
+    for link in re.findall(r'href="([^"]+)"', start.text):
+        assert client.get(f"/{link}").status_code == 200, link
+    assert client.get("/").json() == {"status": "alive"}
 
 
 def _metrics(client: httpx.Client) -> dict[str, float]:
@@ -166,7 +182,7 @@ def test_the_port_of_a_running_server_is_refused(running: Running, world: World)
         supervisor.main(Workdir(world.root), None, port, port + 1)
 
 
-def test_a_server_without_a_bundle_or_repo_says_so(tmp_path: Path, world: World) -> None:
+def test_a_missing_bundle_is_named(tmp_path: Path, world: World) -> None:
     from salescast.errors import UserError
     from salescast.serving import supervisor
 

@@ -1,4 +1,4 @@
-"""A server that follows an alias of a real MLflow registry: new versions without a failed request, no broken ones."""
+"""A server follows an alias of a real MLflow registry: no request fails, and no broken version is served."""
 
 import errno
 import shutil
@@ -20,12 +20,13 @@ from salescast.errors import UserError
 from salescast.model import bundle
 from salescast.runtime import atomic_files
 from salescast.runtime.atomic_files import replace_dir
+from salescast.runtime.processes import free_port
 from salescast.schema import MODEL_NAME
 from salescast.serving import forecaster
 from salescast.tracking.champion import Follower, keep, split
 from salescast.workdir import Workdir
 
-from .conftest import PREDICT, READY, Running, World, answers, free_port, wait
+from .conftest import PREDICT, READY, Running, World, answers, wait
 
 MODEL = f"models:/{MODEL_NAME}@champion"
 ONE = {"instances": [{"store_id": 1, "dept_id": 1}]}
@@ -40,8 +41,8 @@ class Registry:
         self.experiment = self.client.create_experiment("test", (root / "artifacts").as_uri())
         self.client.create_registered_model(MODEL_NAME)
 
-    def crown(self, folder: Path) -> None:
-        """A new version with the bundle in `folder` becomes champion."""
+    def promote(self, folder: Path) -> None:
+        """Register the bundle in `folder` as a new version and give it the champion alias."""
         run = self.client.create_run(self.experiment).info
         self.client.log_artifacts(run.run_id, str(folder), "bundle")
         version = self.client.create_model_version(MODEL_NAME, f"{run.artifact_uri}/bundle", run_id=run.run_id)
@@ -52,9 +53,9 @@ def test_new_champions_are_served_and_broken_ones_are_not(
     world: World, tmp_path: Path, serve: Callable[..., AbstractContextManager[Running]]
 ) -> None:
     root = world.copy(tmp_path / "work")
-    (root / "models").rename(tmp_path / "first")  # there is no bundle but the registry's
+    (root / "models").rename(tmp_path / "first")  # the only bundle is the registry's
     registry = Registry(tmp_path)
-    registry.crown(tmp_path / "first")
+    registry.promote(tmp_path / "first")
     first, second = (bundle.load(folder).digest[:12] for folder in (tmp_path / "first", world.other_bundle))
     environment = {"SALESCAST_MODEL": MODEL, "MLFLOW_TRACKING_URI": registry.uri, "SALESCAST_MODEL_POLL_SECONDS": "0.2"}
     statuses: set[int] = set()
@@ -64,7 +65,7 @@ def test_new_champions_are_served_and_broken_ones_are_not(
 
         def ask() -> None:
             while not stop.is_set():
-                with server.client() as client:  # a connection each time, so that both processes answer
+                with server.client() as client:  # a new connection each time, so that both processes answer
                     answer = client.post(PREDICT, json=ONE)
                     statuses.add(answer.status_code)
                     versions.append(answer.json().get("model_version", ""))
@@ -74,14 +75,14 @@ def test_new_champions_are_served_and_broken_ones_are_not(
         try:
             wait(lambda: len(versions) > 5, server)
             assert set(versions) == {first}
-            registry.crown(world.other_bundle)
+            registry.promote(world.other_bundle)
             wait(lambda: versions[-10:] == [second] * 10, server)
             broken = tmp_path / "broken"
             shutil.copytree(tmp_path / "first", broken)
             (broken / bundle.FINAL).write_bytes(b"cut off")
-            registry.crown(broken)
-            wait(lambda: "the model in place goes on serving: bundle" in server.log.read_text(), server)
-            registry.crown(tmp_path / "first")
+            registry.promote(broken)
+            wait(lambda: "keeping the current model: bundle" in server.log.read_text(), server)
+            registry.promote(tmp_path / "first")
             wait(lambda: versions[-10:] == [first] * 10, server)
         finally:
             stop.set()
@@ -94,17 +95,17 @@ def test_new_champions_are_served_and_broken_ones_are_not(
 
 
 @pytest.mark.fault(
-    "a disk error while a new champion arrives", "the earlier one goes on; the next look brings the new one"
+    "a disk error while a new champion arrives", "the current one is kept; the next look brings the new one"
 )
-def test_a_passing_disk_error_is_tried_again(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transient_disk_error_is_retried(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     read.cache_clear()
     try:
         follower = Follower(MODEL, tmp_path / "served", Workdir(tmp_path / "work"))
-        registry.crown(world.root / "models")
+        registry.promote(world.root / "models")
         follower.fetch()
-        registry.crown(world.other_bundle)
+        registry.promote(world.other_bundle)
         served, new = (bundle.load(folder).digest for folder in (tmp_path / "served" / "bundle", world.other_bundle))
         with monkeypatch.context() as broken:
             broken.setattr(atomic_files, "_fsync", Mock(side_effect=OSError(errno.EIO, "disk error")))
@@ -123,7 +124,7 @@ def test_only_what_was_registered_is_fetched(world: World, tmp_path: Path, monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     read.cache_clear()
     try:
-        registry.crown(world.root / "models")
+        registry.promote(world.root / "models")
         registry.client.set_model_version_tag(MODEL_NAME, "1", "digest", bundle.load(world.other_bundle).digest)
         with pytest.raises(UserError, match="is not the one that was registered"):
             keep(Workdir(tmp_path / "work"))
@@ -136,14 +137,14 @@ def test_only_what_was_registered_is_fetched(world: World, tmp_path: Path, monke
 @pytest.mark.fault(
     "MLflow away when a server starts", "the champion that the workdir keeps is served; without it, one clear line"
 )
-def test_without_an_answer_the_kept_champion_goes_on(
+def test_without_an_answer_the_kept_champion_is_served(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry, work = Registry(tmp_path), Workdir(tmp_path / "work")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     read.cache_clear()
     try:
-        registry.crown(world.root / "models")
+        registry.promote(world.root / "models")
         kept = bundle.load(keep(work)).digest
         (tmp_path / "mlflow.db").write_bytes(b"no database")
         assert bundle.load(keep(work)).digest == kept
@@ -157,13 +158,13 @@ def test_without_an_answer_the_kept_champion_goes_on(
         read.cache_clear()
 
 
-@pytest.mark.fault("an error nobody foresaw while a new bundle is loaded", "logged and counted; the next look loads it")
+@pytest.mark.fault("an unexpected error while a new bundle is loaded", "logged and counted; the next look loads it")
 def test_no_exception_ends_the_watch_of_the_folder(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A passing read error is one too: the folder looks as before, and is read again."""
+    """This includes a transient read error: the folder is unchanged, and is read again."""
     shutil.copytree(world.root / "models", tmp_path / "models")
-    real, errors = forecaster.open_served, [UserError("passing"), ZeroDivisionError("unforeseen"), MemoryError()]
+    real, errors = forecaster.open_served, [UserError("transient"), ZeroDivisionError("unexpected"), MemoryError()]
 
     def flaky(*arguments: Any) -> forecaster.Served:
         if bundle.read_metadata(tmp_path / "models").digest == new and errors:
@@ -179,12 +180,12 @@ def test_no_exception_ends_the_watch_of_the_folder(
         shutil.copytree(world.other_bundle, temporary, dirs_exist_ok=True)
     wait(lambda: serving.served.model.digest == new)
     assert REGISTRY.get_sample_value("salescast_bundle_reloads_total", {"outcome": "refused"}) == before + 3
-    refused = [record for record in caplog.records if "the new bundle is refused" in record.getMessage()]
-    assert [bool(record.exc_info) for record in refused] == [False, True, True], "a traceback for what nobody foresaw"
+    refused = [record for record in caplog.records if "new bundle refused" in record.getMessage()]
+    assert [bool(record.exc_info) for record in refused] == [False, True, True], "a traceback for unexpected errors"
 
 
 @pytest.mark.parametrize("name", ["models:/sales-forecast", "models:/sales-forecast/3", "sales-forecast@champion", ""])
-def test_a_model_that_is_named_otherwise_is_refused(name: str) -> None:
+def test_any_other_model_name_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"a model is named like models:/sales-forecast@champion, got '"):
         split(name)
 

@@ -1,4 +1,4 @@
-"""Features missing or old, bundles replaced and broken, crowds of clients, clients that leave, SIGTERM under load."""
+"""Missing and old features, replaced and broken bundles, many clients, clients that disconnect, SIGTERM under load."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ import pytest
 
 from salescast.config import Settings
 from salescast.feature_store.databases import CHECKSUM, with_checksum
-from salescast.serving.forecaster import BusyError, Forecaster, Rate, UnavailableError
+from salescast.serving.forecaster import BusyError, Forecaster, RateLimit, UnavailableError
 from salescast.serving.protocol_v1 import Query
 
 from .conftest import PREDICT, READY, Running, World, answers, wait
@@ -43,7 +43,7 @@ def running(root: Path, serve: Serve) -> Iterator[Running]:
 
 
 def change_store(root: Path, sql: str) -> None:
-    """`checked(entity_key, event_ts, features)` renews the checksum."""
+    """Run SQL on the online store; its function `checked(entity_key, event_ts, features)` renews the checksum."""
     with closing(sqlite3.connect(root / "feature_repo" / "online_store.db")) as file, file:
         file.create_function("checked", 3, lambda key, time, features: with_checksum(key, time, features[:-CHECKSUM]))
         file.execute(sql)
@@ -113,13 +113,13 @@ def test_features_that_are_too_old(world: World, tmp_path: Path) -> None:
         forecaster = Forecaster(root / "models", root / "feature_repo", Settings(**limit))
         return asyncio.run(forecaster.answer(lambda _: Query([(1, 1), (2, 2)], 2, (0.1,)))).feature_age_days
 
-    assert age(world.root) > 14  # the weeks of generated data mean nothing
+    assert age(world.root) > 14  # generated data has no age limit
     imported = world.copy(tmp_path / "imported")
     change_dataset(imported, source="sales.csv")
     with pytest.raises(UnavailableError) as caught:
         age(imported)
     assert re.fullmatch(
-        r"features of instances\[0\] are [0-9.]+ days old, allowed are 14; import newer sales and materialize, "
+        r"features of instances\[0\] are [0-9.]+ days old, at most 14 are allowed; import newer sales and materialize, "
         "or set SALESCAST_MAX_FEATURE_AGE_DAYS",
         caught.value.reason,
     )
@@ -151,7 +151,7 @@ def change_dataset(root: Path, **values: str) -> None:
 
 
 def put_bundle(source: Path, target: Path) -> None:
-    """As files arrive from elsewhere: beside, then renamed."""
+    """Replace a bundle as a copy tool does: write beside it, then rename."""
     beside, old = target.with_name("beside"), target.with_name("old")
     shutil.copytree(source, beside)
     target.rename(old)
@@ -203,14 +203,14 @@ BROKEN: dict[str, Callable[[Path], None]] = {
     "weights cut off": lambda folder: _truncate(folder / "model_final.pt"),
     "no scalers": lambda folder: (folder / "scalers.json").unlink(),
     "metadata cut off": lambda folder: _truncate(folder / "model_metadata.json"),
-    "metadata of nothing": lambda folder: (folder / "model_metadata.json").write_text('{"format": 1}'),
+    "empty metadata": lambda folder: (folder / "model_metadata.json").write_text('{"format": 1}'),
     "metadata is a list": lambda folder: (folder / "model_metadata.json").write_text("[]"),
 }
 
 
-@pytest.mark.fault("the served bundle replaced by a broken one", "refused; the earlier model goes on")
+@pytest.mark.fault("the served bundle replaced by a broken one", "refused; the current model is kept")
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(
+def test_a_broken_bundle_is_refused_and_the_current_one_kept(
     running: Running, root: Path, world: World, tmp_path: Path, name: str
 ) -> None:
     with running.client() as client:
@@ -223,7 +223,7 @@ def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(
             lambda: metric(client, 'salescast_bundle_reloads_total{outcome="refused"}') > before,
             running,
         )
-        assert f"the new bundle is refused, {version} goes on serving" in running.log.read_text()
+        assert f"new bundle refused, keeping {version}" in running.log.read_text()
         status, body = post(client)
         assert (status, body["model_version"]) == (200, version)
         assert client.get(READY).status_code == 200
@@ -251,8 +251,8 @@ def request_bytes(body: object) -> bytes:
     return f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
 
 
-@pytest.mark.fault("clients hang up in the middle of a request", "the others are answered")
-def test_clients_that_hang_up_leave_no_trace(running: Running) -> None:
+@pytest.mark.fault("clients disconnect in the middle of a request", "the others are answered")
+def test_clients_that_disconnect_cause_no_error(running: Running) -> None:
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
     with running.client() as client:
         errors = metric(client, 'salescast_requests_total{outcome="error"')
@@ -265,7 +265,7 @@ def test_clients_that_hang_up_leave_no_trace(running: Running) -> None:
         assert "Traceback" not in running.log.read_text()
 
 
-def test_one_bad_request_does_not_spoil_those_answered_with_it(running: Running) -> None:
+def test_one_bad_request_does_not_affect_others_of_its_batch(running: Running) -> None:
     bad = {"instances": [{"store_id": 1, "dept_id": 999}]}
 
     with ThreadPoolExecutor(30) as crowd, running.client() as client:
@@ -273,26 +273,26 @@ def test_one_bad_request_does_not_spoil_those_answered_with_it(running: Running)
     assert statuses == [400 if number % 3 == 0 else 200 for number in range(90)]
 
 
-# --- too much ---
+# --- limits ---
 
 
-@pytest.mark.fault("more requests than the server takes on", "429 at once; those taken on are answered")
-def test_more_than_a_server_takes_on_is_answered_429(world: World, serve: Serve) -> None:
+@pytest.mark.fault("more requests than the server accepts", "429 at once; accepted ones are answered")
+def test_requests_beyond_the_limit_are_answered_429(world: World, serve: Serve) -> None:
     with serve(world.root, SALESCAST_MAX_WAITING="600") as server, server.client() as client:
         with ThreadPoolExecutor(24) as crowd:
             answered = list(crowd.map(lambda _: client.post(PREDICT, json=ALL), range(48)))
         assert {answer.status_code for answer in answered} == {200, 429}
         refused = next(answer for answer in answered if answer.status_code == 429)
         assert re.fullmatch(
-            r"\d+ series wait for their forecasts already; try again in a moment", refused.json()["error"]
+            r"\d+ series are waiting for forecasts already; try again in a moment", refused.json()["error"]
         )
         assert refused.headers["retry-after"] == "1"
-        assert post(client, ALL)[0] == 200, "one request is taken, however large"
+        assert post(client, ALL)[0] == 200, "a single request is accepted, however large"
         busy = sum(answer.status_code == 429 for answer in answered)
         assert metric(client, 'salescast_requests_total{outcome="busy"') == busy
 
 
-def test_requests_a_second_are_limited_when_asked_for(world: World, serve: Serve) -> None:
+def test_requests_a_second_are_limited_if_configured(world: World, serve: Serve) -> None:
     with serve(world.root, SALESCAST_MAX_REQUESTS_PER_SECOND="3") as server, server.client() as client:
         statuses = [post(client)[0] for _ in range(12)]
         assert statuses[:3] == [200] * 3 and 429 in statuses
@@ -300,9 +300,9 @@ def test_requests_a_second_are_limited_when_asked_for(world: World, serve: Serve
         assert client.get(READY).status_code == 200, "probes are not counted"
 
 
-def test_a_rate_is_kept_over_time_and_saved_for_a_second_only() -> None:
+def test_the_rate_holds_over_time_with_bursts_of_one_second() -> None:
     now = [0.0]
-    rate = Rate(2.0, clock=lambda: now[0])
+    rate = RateLimit(2.0, clock=lambda: now[0])
 
     def taken(count: int) -> int:
         done = 0
@@ -319,10 +319,10 @@ def test_a_rate_is_kept_over_time_and_saved_for_a_second_only() -> None:
     assert taken(9) == 2
     with pytest.raises(BusyError, match="more than 2 requests a second; try again in a moment"):
         rate.check()
-    Rate(None).check()
+    RateLimit(None).check()
 
 
-def test_inputs_unlike_those_of_training_are_counted(running: Running, root: Path) -> None:
+def test_inputs_outside_the_training_range_are_counted(running: Running, root: Path) -> None:
     name = "salescast_inputs_outside_training_total"
     with running.client() as client:
         change_store(
@@ -336,10 +336,10 @@ def test_inputs_unlike_those_of_training_are_counted(running: Running, root: Pat
         assert metric(client, name) > before
 
 
-# --- the end ---
+# --- signals ---
 
 
-def test_a_signal_brings_a_new_bundle_and_another_the_end(world: World, serve: Serve, tmp_path: Path) -> None:
+def test_sighup_loads_a_new_bundle_and_sigterm_ends_the_server(world: World, serve: Serve, tmp_path: Path) -> None:
     root = world.copy(tmp_path / "work")
     with serve(root, SALESCAST_MODEL_POLL_SECONDS="3600") as server:
         with server.client() as client:
@@ -350,10 +350,10 @@ def test_a_signal_brings_a_new_bundle_and_another_the_end(world: World, serve: S
         _terminate_under_load(server)
 
 
-@pytest.mark.fault("SIGTERM under load", "requests under way are answered, then exit code 0")
+@pytest.mark.fault("SIGTERM under load", "requests in progress are answered, then exit code 0")
 def test_two_workers_share_their_metrics_and_end_together(root: Path, serve: Serve) -> None:
     with serve(root, workers=2) as server:
-        for _ in range(12):  # a new connection each, so that both workers get some
+        for _ in range(12):  # a new connection each time, so that both workers answer
             with server.client() as client:
                 assert post(client)[0] == 200
         counts = set()
@@ -373,7 +373,7 @@ def _terminate_under_load(server: Running) -> None:
     assert all(_answer(connection) == 200 for connection in connections)
     for connection in connections:
         connection.sendall(request_bytes(ALL))
-    assert _answer(connections[0]) == 200  # they are under way
+    assert _answer(connections[0]) == 200  # they are in progress
     server.process.send_signal(signal.SIGTERM)
     statuses = [_answer(connection) for connection in connections[1:]]
     assert server.process.wait() == 0, server.log.read_text()
@@ -384,7 +384,7 @@ def _terminate_under_load(server: Running) -> None:
 
 
 def _answer(connection: socket.socket) -> int:
-    """The status of one whole answer, 0 if it is cut off."""
+    """The status of one complete answer, 0 if it is cut off."""
     content = b""
     while b"\r\n\r\n" not in content:
         part = connection.recv(65536)

@@ -1,4 +1,4 @@
-"""A real PostgreSQL as the online store, stopped, started, frozen under load: 503 while down, never a wrong answer."""
+"""PostgreSQL as the online store, stopped, started and frozen under load: 503 while down, never a wrong answer."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def running(on_postgres: Path, serve: Callable[..., AbstractContextManager[Runni
 
 @contextmanager
 def load(running: Running, clients: int = 4) -> Iterator[list[httpx.Response]]:
-    """Clients that ask without a pause; yields the answers so far."""
+    """Clients that send requests without a pause; yields the answers so far."""
     seen: list[httpx.Response] = []
     stop = threading.Event()
     failures: list[Exception] = []
@@ -127,8 +127,8 @@ def test_stopped_and_started_under_load(running: Running, postgres: PostgresServ
         assert client.post(PREDICT, json=ASK).status_code == 200
 
 
-@pytest.mark.fault("connections to PostgreSQL cut under load", "not noticed by clients")
-def test_connections_cut_under_load_are_not_noticed(running: Running, postgres: PostgresServer) -> None:
+@pytest.mark.fault("connections to PostgreSQL closed under load", "not noticed by clients")
+def test_clients_do_not_notice_closed_connections(running: Running, postgres: PostgresServer) -> None:
     with load(running) as seen, psycopg.connect(postgres.get_uri(), autocommit=True) as admin:
         for _ in range(3):
             before = len(seen)
@@ -139,7 +139,7 @@ def test_connections_cut_under_load_are_not_noticed(running: Running, postgres: 
 
 
 @pytest.mark.fault("PostgreSQL frozen", "503 in time, then the right answer")
-def test_a_frozen_database_is_answered_503_and_recovered_from(running: Running, postgres: PostgresServer) -> None:
+def test_a_frozen_database_means_503_and_then_recovery(running: Running, postgres: PostgresServer) -> None:
     with running.client() as client:
         expected = forecasts(client.post(PREDICT, json=ASK))
         frozen = _processes(postgres.get_pid())
@@ -169,11 +169,11 @@ def _parent(status: Path) -> int | None:
     try:
         return int(status.read_text().rpartition(")")[2].split()[1])
     except (OSError, IndexError):
-        return None  # ended meanwhile
+        return None  # it has ended
 
 
-@pytest.mark.fault("the server started before its database", "503 until it is there, then ready by itself")
-def test_a_server_started_before_its_database_gets_ready_by_itself(
+@pytest.mark.fault("the server started before its database", "503 until it is up, then ready by itself")
+def test_a_server_started_before_its_database_becomes_ready(
     on_postgres: Path, postgres: PostgresServer, serve: Any
 ) -> None:
     postgres.stop()

@@ -1,4 +1,4 @@
-"""What the server answers at all: inference, metadata and health, and nothing that changes it."""
+"""The allow-list: the server answers inference, metadata and health, and nothing that changes its state."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,6 +20,7 @@ from .conftest import READY, Running, World
 ROUTES = {
     ("GET", "/"),
     ("GET", "/docs"),
+    ("any", "/docs/assets"),  # files
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
     ("GET", "/v1/models"),
@@ -36,7 +37,7 @@ ROUTES = {
     ("POST", "/v2/models/{model_name}/infer"),  # 404
 }
 METHODS = {"ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerMetadata", "ServerReady"}
-ELSEWHERE = [  # services that gRPC servers often have beside their own
+OTHER_SERVICES = [  # that gRPC servers often have
     "/grpc.health.v1.Health/Check",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
@@ -44,7 +45,7 @@ ELSEWHERE = [  # services that gRPC servers often have beside their own
 ]
 
 
-def test_the_routes_are_those_of_the_list() -> None:
+def test_the_routes_are_those_of_the_allow_list() -> None:
     models = ModelRepository()
     RestServer(
         "kserve.model_server:app", Plane(model_registry=models), ModelRepositoryExtension(models), 0
@@ -62,7 +63,7 @@ def test_no_repository_over_rest(client: httpx.Client, path: str) -> None:
 
 
 def code(target: str, method: str, request: bytes) -> grpc.StatusCode:
-    """How a call ends, over a connection of its own: several workers share the port."""
+    """The status of a call over a new connection: several workers share the port."""
     with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         try:
             channel.unary_unary(method)(request, timeout=60, wait_for_ready=True)
@@ -73,7 +74,7 @@ def code(target: str, method: str, request: bytes) -> grpc.StatusCode:
 
 
 def answered(target: str) -> set[str]:
-    """Every method of the published service, called about the served model; those that the server has."""
+    """The methods of the published service that the server has; each is called for the served model."""
     service = grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
     found = set()
     for method in service.methods:
@@ -87,13 +88,13 @@ def answered(target: str) -> set[str]:
     return found
 
 
-def test_grpc_answers_the_methods_of_the_list_and_nothing_unloads_the_model(
+def test_grpc_answers_the_allowed_methods_and_nothing_unloads_the_model(
     world: World, serve: Callable[..., AbstractContextManager[Running]]
 ) -> None:
     with serve(world.root, workers=2) as server:
-        for _ in range(6):  # the kernel deals the connections out to both workers
+        for _ in range(6):  # the kernel spreads connections over both workers
             assert answered(server.grpc) == METHODS
-        assert {code(server.grpc, method, b"") for method in ELSEWHERE} == {grpc.StatusCode.UNIMPLEMENTED}
+        assert {code(server.grpc, method, b"") for method in OTHER_SERVICES} == {grpc.StatusCode.UNIMPLEMENTED}
         for _ in range(12):
             assert httpx.get(server.url + READY, timeout=60).status_code == 200
             ready = grpc_predict_v2_pb2.ModelReadyRequest(name="sales-forecast").SerializeToString()

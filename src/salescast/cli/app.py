@@ -321,7 +321,7 @@ def show_forecast(
         raise UserError("--out takes the forecasts of every series; give --all with it")
     if store is None:
         raise UserError("which store? give --store (and --dept), or --all for every series")
-    rows = batch.one(work, store, dept, weeks, model_dir)
+    rows = batch.forecast_one(work, store, dept, weeks, model_dir)
     drawing = output.chart(batch.history(work, store, dept), rows) if draw else None
     output.forecast(rows, f"store {store}, department {dept}", drawing, as_json)
 

@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from salescast.schema import LABEL
-from salescast.serving.batch import HEIGHT
 
 if TYPE_CHECKING:
     from salescast.data.dataset import Dataset
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from salescast.tracking.registry import Registration
 
 
-def chart(past: pl.DataFrame, forecast: pl.DataFrame, height: int = HEIGHT) -> Text:
+def chart(past: pl.DataFrame, forecast: pl.DataFrame, height: int = 14) -> Text:
     """History and forecast fan for a terminal, one column a week: o sales, * forecast, a bar from p10 to p90."""
     sales = past[LABEL].cast(pl.Float64).to_numpy()
     middle, low, high = (forecast[name].cast(pl.Float64).to_numpy() for name in ("forecast", "p10", "p90"))

@@ -1,6 +1,7 @@
-"""Forecasts without a server: one series for a person, every series for a file, by the code that also serves."""
+"""Forecasts without a server, by the code that also serves: one series to show, or every series to a file."""
 
 from pathlib import Path
+from typing import Final
 
 import polars as pl
 
@@ -15,45 +16,45 @@ from salescast.schema import KEYS, LABEL, MEDIAN, TIMESTAMP, level_name
 from salescast.tracking import champion
 from salescast.workdir import Workdir
 
-HEIGHT, PAST = 14, 52  # lines of the chart, weeks of history in it
+PAST: Final = 52  # weeks of history in the chart
 
 
 def upcoming(workdir: Workdir, pair: tuple[int, int] | None = None) -> pl.DataFrame:
-    """The features of the upcoming week by key: one row a series, or that of `pair` (store_id, dept_id).
+    """The features of the upcoming week: one row a series, or only that of `pair` (store_id, dept_id).
 
-    Raises UserError when the file is missing or not the one that the last build wrote.
+    Raises UserError when the file is missing or is not what the last build wrote.
     """
     path = workdir.data / schema.UPCOMING
     if not path.is_file():
         raise UserError(f"{path} is missing; run `salescast features` first")
     if checksums.verified([path], workdir.data / checksums.FEATURES) is None:
         raise UserError(f"{path} was changed or damaged; run `salescast features` again")
-    ours = [] if pair is None else [pl.col(key) == value for key, value in zip(KEYS, pair, strict=True)]
-    return pl.scan_parquet(path).filter(*ours).collect()
+    selected = [] if pair is None else [pl.col(key) == value for key, value in zip(KEYS, pair, strict=True)]
+    return pl.scan_parquet(path).filter(*selected).collect()
 
 
 def long_form(model: Bundle, rows: pl.DataFrame, weeks: int | None = None) -> pl.DataFrame:
-    """Forecasts from `rows`, one row a series and week: keys, week, horizon (1 = first), forecast, p10 ... p90."""
-    made = model.predict(rows, weeks)
-    quantiles = {level_name(level): made.at(level) for level in made.levels if level != MEDIAN}
-    return long_frame(rows, made.weeks, {"forecast": made.at(MEDIAN), **quantiles}).with_columns(
+    """Forecasts from `rows`, one row a series and week: keys, week, horizon (from 1), forecast, p10 ... p90."""
+    predicted = model.predict(rows, weeks)
+    quantiles = {level_name(level): predicted.at(level) for level in predicted.levels if level != MEDIAN}
+    return long_frame(rows, predicted.weeks, {"forecast": predicted.at(MEDIAN), **quantiles}).with_columns(
         pl.col(pl.Float64).fill_nan(None)
     )
 
 
 def forecast_all(workdir: Workdir, model_dir: Path | None = None) -> pl.DataFrame:
-    """Every series, every week of the model's horizon; null where a series has nothing to start from.
+    """`long_form` of every series; null where a series has no history to start from.
 
-    The model is the one that would be served: that of `model_dir`, else of the environment, else the champion.
+    The model is the one that would be served: that in `model_dir`, else by the environment, else the champion.
     """
     model = bundle.load(champion.bundle_folder(workdir, model_dir))
     return long_form(model, upcoming(workdir))
 
 
 def write_all(workdir: Workdir, out: Path, model_dir: Path | None = None) -> int:
-    """Write `forecast_all` to a file in the format of its name (`tables.write`); returns the number of its rows.
+    """Write `forecast_all` to a file, whose name selects the format (`tables.write`); returns the number of rows.
 
-    The workdir's own forecasts are also kept by their first week, for `salescast monitor`.
+    The workdir's own forecasts are also kept under their first week, for `salescast monitor`.
     """
     tables.check_target(out)
     frame = forecast_all(workdir, model_dir)
@@ -63,8 +64,10 @@ def write_all(workdir: Workdir, out: Path, model_dir: Path | None = None) -> int
     return frame.height
 
 
-def one(workdir: Workdir, store: int, dept: int, weeks: int | None, model_dir: Path | None = None) -> pl.DataFrame:
-    """The next `weeks` weeks of one series (None: all that the model forecasts).
+def forecast_one(
+    workdir: Workdir, store: int, dept: int, weeks: int | None, model_dir: Path | None = None
+) -> pl.DataFrame:
+    """`long_form` of the next `weeks` weeks of one series (None: the model's horizon).
 
     Raises UserError for an unknown series and for too many weeks.
     """

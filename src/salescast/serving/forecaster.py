@@ -1,7 +1,7 @@
-"""Ids in, forecasts out: the model that is served, its online features, and requests answered together.
+"""The served model with its online features, and batching: keys in, forecasts out.
 
-Requests that wait while others are being answered are read and forecast in one go, so that many clients cost
-little more than one: the price of a request is mostly that of calling, not of the rows.
+Requests that arrive while others are being answered are read and forecast as one batch: most of the cost is per
+call, not per row, so many clients cost little more than one.
 """
 
 import asyncio
@@ -36,8 +36,8 @@ from salescast.workdir import workdir_of_repo
 
 logger = logging.getLogger(__name__)
 
-THREADS: Final = 2  # batches under way at once
-BATCH: Final = 1024  # series read together, unless one request has more
+THREADS: Final = 2  # batches in progress at once
+BATCH: Final = 1024  # most series in a batch, unless a single request has more
 DAY: Final = 86_400.0  # seconds
 BUCKETS: Final = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0, 5.0)
 
@@ -46,12 +46,12 @@ MODEL_SECONDS = Histogram("salescast_model_seconds", "Forecast of one batch of r
 INSTANCES = Counter("salescast_instances", "Series forecast")
 FORECASTS = Counter("salescast_forecasts", "Weeks forecast, by the version of the model", ["model_version"])
 FEATURE_AGE = Gauge("salescast_feature_age_days", "Age of the oldest row last used", multiprocess_mode="mostrecent")
-OUTSIDE = Counter("salescast_inputs_outside_training", "Values unlike any in training, by input", ["input"])
+OUTSIDE = Counter("salescast_inputs_outside_training", "Values outside the range of training, by input", ["input"])
 RELOADS = Counter("salescast_bundle_reloads", "New bundles found in the model folder", ["outcome"])
 
 
 class UnavailableError(ServerNotReady):  # type: ignore[misc]  # KServe is untyped
-    """Nobody's fault but the server's, now: 503, UNAVAILABLE. The message says what is down."""
+    """The server cannot answer now: 503, UNAVAILABLE. The message names what is down."""
 
     def __init__(self, reason: str) -> None:
         super().__init__()
@@ -59,11 +59,11 @@ class UnavailableError(ServerNotReady):  # type: ignore[misc]  # KServe is untyp
 
 
 class BusyError(UnavailableError):
-    """More work than the server takes on: 429, UNAVAILABLE; the client may try again in a moment."""
+    """The server is at its limit: 429, UNAVAILABLE. The client may retry in a moment."""
 
 
-class Rate:
-    """At most `per_second` requests, a second's worth of them at once (a token bucket); None = any number."""
+class RateLimit:
+    """A token bucket: at most `per_second` requests, with bursts of one second's worth. None means no limit."""
 
     def __init__(self, per_second: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_second, self._clock = per_second, clock
@@ -82,7 +82,7 @@ class Rate:
 
 
 def service_views(service: str, planned: Sequence[str] = ()) -> dict[str, Mapping[str, pl.DataType]]:
-    """The views and columns that a model trained on `service` reads online: all but the label."""
+    """The views and columns, without the label, that a model trained on `service` reads online."""
     views: dict[str, Mapping[str, pl.DataType]] = {
         schema.SALES_VIEW: {name: kind for name, kind in schema.SALES_FEATURES.items() if name != schema.LABEL},
         schema.STORE_VIEW: schema.STORE_FEATURES,
@@ -94,7 +94,7 @@ def service_views(service: str, planned: Sequence[str] = ()) -> dict[str, Mappin
 
 @dataclass(frozen=True)
 class Served:
-    """One model with the reader of its features; requests keep the one they came in with."""
+    """One model with the reader of its features. A request is answered by the model that was served on its arrival."""
 
     model: Bundle
     reader: OnlineReader
@@ -106,7 +106,7 @@ class Served:
 
 
 def open_served(folder: Path, project: str, database: Database, settings: Settings) -> Served:
-    """Load a bundle and try it on a row without any known feature. Raises UserError for a bundle that cannot serve."""
+    """Load a bundle and try it on a row of nulls. Raises UserError for a bundle that cannot serve."""
     try:
         model = bundle.load(folder)
         views = service_views(model.metadata.config.feature_service, model.metadata.planned)
@@ -127,19 +127,20 @@ class Forecaster:
 
     def __init__(self, folder: Path, repo: Path, settings: Settings) -> None:
         """Raises UserError when there is no usable bundle or feature repo."""
-        torch.set_num_threads(1)  # small batches; more threads only get in each other's way
+        torch.set_num_threads(1)  # batches are small; more threads only contend
         self._folder, self._settings = folder, settings
         self._dataset = workdir_of_repo(repo).data
         project, options = read_options(repo / settings.feature_store_yaml)
         database = open_database(options, repo, settings.online_timeout)
         self._load = partial(open_served, folder, project, database, settings)
         self._seen = self._signature()
-        # Its futures hold whatever a load raises, so that no exception can end the thread that watches the folder.
+        # Futures carry whatever a load raises, so no exception can end the thread that watches the folder.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="bundle-load")
         self.served = self._loader.submit(self._load).result()
+        self.feature_age_days: float | None = None  # of the oldest row last used
         self._waiting: list[tuple[Served, Query, asyncio.Future[Answer]]] = []
         self._series_waiting = 0
-        self._rate = Rate(settings.max_requests_per_second)
+        self._rate = RateLimit(settings.max_requests_per_second)
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="forecast")
         self._wake = threading.Event()
@@ -148,29 +149,29 @@ class Forecaster:
     # --- the bundle ---
 
     def refresh(self) -> None:
-        """Look at the model folder now rather than at the next poll."""
+        """Check the model folder now instead of at the next poll."""
         self._wake.set()
 
     def _signature(self) -> tuple[int, int, int] | None:
         try:
             status = (self._folder / bundle.METADATA).stat()
         except OSError:
-            return None  # being replaced, or gone: the model in memory goes on
+            return None  # being replaced, or gone: keep the current model
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     def _watch(self) -> None:
-        told = ""
+        reported = ""
         while True:
             self._wake.wait(self._settings.model_poll_seconds)
             self._wake.clear()
             try:
                 look = self._loader.submit(self._look)
-            except RuntimeError:  # the process is ending: its executors take nothing more
+            except RuntimeError:  # the process is ending and its executors are shut down
                 return
-            told = self._told(look, told)
+            reported = self._report(look, reported)
 
     def _look(self) -> None:
-        """Serve the bundle in the folder if it is another one; what is loaded is not loaded again."""
+        """Load and serve the bundle in the folder if it changed since the last successful load."""
         now = self._signature()
         if now is None or now == self._seen:
             return
@@ -181,19 +182,19 @@ class Forecaster:
             self.served = served
             RELOADS.labels("loaded").inc()
 
-    def _told(self, look: Future[None], told: str) -> str:
-        """Log and count why a look failed, once for as long as the reason stays; returns the reason.
+    def _report(self, look: Future[None], reported: str) -> str:
+        """Log and count a failed look, unless its reason was reported last; returns the reason.
 
-        The next look tries again.
+        The next look retries.
         """
         error = look.exception()
         if error is None:
             return ""
         reason = repr(error)
-        if reason != told:
+        if reason != reported:
             RELOADS.labels("refused").inc()
             known = isinstance(error, UserError)
-            text = "the new bundle is refused, %s goes on serving: %s"
+            text = "new bundle refused, keeping %s: %s"
             logger.error(text, self.served.version, error, exc_info=None if known else error)
         return reason
 
@@ -207,23 +208,23 @@ class Forecaster:
             raise UnavailableError(f"online store: {error}") from None
 
     async def answer(self, parse: Callable[[Limits], Query]) -> Answer:
-        """Forecast what `parse` reads from a request. Raises RequestError, UnavailableError (BusyError)."""
+        """Answer the query that `parse` reads from a request. Raises RequestError, UnavailableError (BusyError)."""
         self._rate.check()
         served = self.served
         query = parse(served.limits)
         if self._waiting and self._series_waiting + len(query.pairs) > self._settings.max_waiting:
-            raise BusyError(f"{self._series_waiting} series wait for their forecasts already; try again in a moment")
+            raise BusyError(f"{self._series_waiting} series are waiting for forecasts already; try again in a moment")
         self._series_waiting += len(query.pairs)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((served, query, future))
         if len(self._tasks) < THREADS:
             task = asyncio.create_task(self._drain())
-            self._tasks.add(task)  # the loop itself holds tasks only weakly
+            self._tasks.add(task)  # the event loop holds only weak references to tasks
             task.add_done_callback(self._tasks.discard)
         return await future
 
     async def _drain(self) -> None:
-        """Answer what waits, in batches, until nothing does."""
+        """Answer the waiting requests in batches until none is left."""
         loop = asyncio.get_running_loop()
         while self._waiting:
             batch = self._take()
@@ -232,7 +233,7 @@ class Forecaster:
             failure = work.exception()
             outcomes = [failure] * len(batch) if failure else work.result()
             for (_, _, future), outcome in zip(batch, outcomes, strict=True):
-                if future.done():  # the client hung up
+                if future.done():  # cancelled: the client disconnected
                     continue
                 if isinstance(outcome, BaseException):
                     future.set_exception(outcome)
@@ -240,7 +241,7 @@ class Forecaster:
                     future.set_result(outcome)
 
     def _take(self) -> list[tuple[Served, Query, "asyncio.Future[Answer]"]]:
-        """The longest-waiting requests for one model, up to BATCH series together."""
+        """The requests that have waited longest, for one model, with at most BATCH series in total."""
         total, end = 0, 0
         for served, query, _ in self._waiting:
             total += len(query.pairs)
@@ -252,7 +253,7 @@ class Forecaster:
         return batch
 
     def _answers(self, served: Served, queries: list[Query]) -> list[Answer | RequestError | UnavailableError]:
-        """One read and one forecast for all queries; a query that cannot be answered does not spoil the others'."""
+        """One read and one forecast for all queries; a query that cannot be answered does not affect the others."""
         pairs = [pair for query in queries for pair in query.pairs]
         start = time.perf_counter()
         try:
@@ -261,42 +262,45 @@ class Forecaster:
             raise UnavailableError(f"online store: {error}") from None
         read = time.perf_counter()
         READ_SECONDS.observe(read - start)
-        outcomes = _Cut(served, rows, self._settings.max_feature_age_days, self._dataset)
+        forecast = _BatchForecast(served, rows, self._settings.max_feature_age_days, self._dataset)
         MODEL_SECONDS.observe(time.perf_counter() - read)
+        self.feature_age_days = forecast.oldest_days
         answers: list[Answer | RequestError | UnavailableError] = []
         first = 0
         for query in queries:
-            answers.append(outcomes.part(query, first))
+            answers.append(forecast.answer(query, first))
             first += len(query.pairs)
         return answers
 
 
-class _Cut:
-    """The forecast of a whole batch, from which each query gets its part."""
+class _BatchForecast:
+    """The forecast of a batch, which is split into the answers to its queries."""
 
     def __init__(self, served: Served, rows: OnlineRows, max_age_days: float, dataset: Path) -> None:
         self.served, self.rows, self.max_age_days = served, rows, max_age_days
         weeks = rows.columns[schema.TIMESTAMP].astype(np.int64) / 1e6
+        self.oldest_days: float | None = None
         if len(weeks):
             self.forecast = served.model.predict(rows.columns)
             self.age_days = np.maximum(time.time() - weeks, 0.0) / DAY
             self.too_old = self.age_days > max_age_days
             if self.too_old.any() and is_generated(dataset):
                 self.too_old[:] = False
-            FEATURE_AGE.set(self.age_days.max())
+            self.oldest_days = float(self.age_days.max())
+            FEATURE_AGE.set(self.oldest_days)
             for name, count in self.forecast.outside.items():
                 OUTSIDE.labels(name).inc(count)
 
-    def part(self, query: Query, first: int) -> Answer | RequestError | UnavailableError:
-        """The answer to `query`, whose pairs begin at `first`."""
+    def answer(self, query: Query, first: int) -> Answer | RequestError | UnavailableError:
+        """The answer to `query`, whose first pair is at index `first` of the batch."""
         at = self.rows.position[first : first + len(query.pairs)]
         if (at < 0).any():
-            return self._refusal(query, first, int(np.argmax(at < 0)))
+            return self._missing(query, first, int(np.argmax(at < 0)))
         age = float(self.age_days[at].max())
         if self.too_old[at].any():
             number = int(np.argmax(self.age_days[at]))
             return UnavailableError(
-                f"features of instances[{number}] are {age:.1f} days old, allowed are {self.max_age_days:g}; "
+                f"features of instances[{number}] are {age:.1f} days old, at most {self.max_age_days:g} are allowed; "
                 "import newer sales and materialize, or set SALESCAST_MAX_FEATURE_AGE_DAYS"
             )
         INSTANCES.inc(len(query.pairs))
@@ -310,7 +314,8 @@ class _Cut:
             feature_age_days=round(age, 4),
         )
 
-    def _refusal(self, query: Query, first: int, number: int) -> RequestError | UnavailableError:
+    def _missing(self, query: Query, first: int, number: int) -> RequestError | UnavailableError:
+        """Why the pair `number` of `query` has no usable features."""
         store, dept = query.pairs[number]
         which = f"instances[{number}] (store_id {store}, dept_id {dept})"
         if first + number in self.rows.incomplete:

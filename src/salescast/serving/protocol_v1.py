@@ -1,6 +1,6 @@
-"""What the server understands and answers (DESIGN §8): V1 here, V2 in `protocol_v2`.
+"""Decode requests and encode answers (DESIGN §8): the V1 protocol here, V2 in `protocol_v2`.
 
-A request becomes a `Query` or a RequestError that names the instance or field; an `Answer` becomes JSON or tensors.
+A request becomes a `Query`, or a RequestError that names the wrong instance or field.
 """
 
 import math
@@ -22,25 +22,25 @@ NAMES: Final[dict[Any, str]] = {str: "a string", list: "a list", dict: "an objec
 
 
 class RequestError(InvalidInput):  # type: ignore[misc]  # KServe is untyped
-    """The client can mend it: 400, INVALID_ARGUMENT."""
+    """The request is wrong: 400, INVALID_ARGUMENT."""
 
 
 class TooLargeError(RequestError):
-    """413."""
+    """Too many bytes or instances: 413."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model and a server allow."""
+    """The largest request that a model and a server accept."""
 
     horizon: int  # weeks
-    levels: tuple[float, ...]  # quantiles the model has
-    instances: int
+    levels: tuple[float, ...]  # the model's quantile levels
+    instances: int  # series in one request
 
 
 @dataclass(frozen=True)
 class Query:
-    """Forecasts asked for: n series, `horizon` weeks, the median and the quantiles `levels`."""
+    """A request for n series and `horizon` weeks: the median and the quantiles `levels`."""
 
     pairs: list[Key]
     horizon: int
@@ -49,18 +49,18 @@ class Query:
 
 @dataclass(frozen=True)
 class Answer:
-    """Forecasts of the n series of a query. NaN: the model has nothing to start from."""
+    """Forecasts of the n series of a query. NaN where a series has no history to start from."""
 
     query: Query
     forecast: NDArray[np.float64]  # [n, H], the median
     bounds: dict[str, NDArray[np.float64]]  # p10, p90 ... -> [n, H]
     weeks: NDArray[np.datetime64]  # [n, H]
     model_version: str
-    feature_age_days: float  # of the oldest row used; 0 = the week has not ended
+    feature_age_days: float  # of the oldest row used; 0 while its week has not ended
 
 
 def parse_v1(body: bytes, limits: Limits) -> Query:
-    """Raises RequestError naming the field, or `instances[i]` with its field."""
+    """The query of a V1 body. Raises RequestError naming the field, or `instances[i]` with its field."""
     payload = parse_json(body)
     if not isinstance(payload, dict):
         raise RequestError(f'the body must be a JSON object with "instances", got {describe(payload)}')
@@ -79,6 +79,7 @@ def parse_v1(body: bytes, limits: Limits) -> Query:
 
 
 def parse_json(body: bytes) -> Any:
+    """Raises RequestError for anything that is not JSON."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -92,15 +93,16 @@ def _pair(number: int, instance: Any) -> Key:
         )
     if len(instance) != len(KEYS) or not all(name in instance for name in KEYS):
         check_names(instance, KEYS, f"instances[{number}]")
-        raise RequestError(f"instances[{number}] lacks {[name for name in KEYS if name not in instance]}")
+        raise RequestError(f"instances[{number}] is missing {[name for name in KEYS if name not in instance]}")
     store, dept = instance["store_id"], instance["dept_id"]
     for name, value in (("store_id", store), ("dept_id", dept)):
-        if type(value) is not int or not INT32.min <= value <= INT32.max:  # a bool is an int
-            raise RequestError(f"instances[{number}].{name} must be a whole number of 32 bits, got {describe(value)}")
+        if type(value) is not int or not INT32.min <= value <= INT32.max:  # excludes bool, a subclass of int
+            raise RequestError(f"instances[{number}].{name} must be a 32-bit integer, got {describe(value)}")
     return store, dept
 
 
 def render_v1(answer: Answer) -> bytes:
+    """The V1 body of an answer, as JSON."""
     weeks = np.datetime_as_string(answer.weeks)
     rows = [
         {
@@ -122,6 +124,7 @@ def render_v1(answer: Answer) -> bytes:
 
 
 def parse_parameters(parameters: Mapping[str, Any], limits: Limits) -> tuple[int, tuple[float, ...]]:
+    """The horizon in weeks and the quantile levels of a request. Raises RequestError naming the parameter."""
     check_names(parameters, ("horizon", "quantiles"), "parameters")
     horizon = parameters.get("horizon", limits.horizon)
     if type(horizon) is not int or not 1 <= horizon <= limits.horizon:
@@ -136,14 +139,15 @@ def parse_parameters(parameters: Mapping[str, Any], limits: Limits) -> tuple[int
 
 
 def check_count(instances: int, limits: Limits) -> None:
+    """Raises TooLargeError when a request has more instances than allowed."""
     if instances > limits.instances:
-        raise TooLargeError(f"instances: at most {limits.instances} in one request, got {instances}; send several")
+        raise TooLargeError(f"instances: at most {limits.instances} a request, got {instances}; send several requests")
 
 
 def check_fields(
     values: Mapping[str, Any], where: str, needed: Mapping[str, type], optional: Mapping[str, type]
 ) -> None:
-    """Fields and their types; a null optional field is an absent one."""
+    """Check the names and JSON types of fields; a null optional field counts as absent. Raises RequestError."""
     check_names(values, (*needed, *optional), where)
     for name, kind in needed.items():
         if not isinstance(values.get(name), kind):
@@ -154,13 +158,14 @@ def check_fields(
 
 
 def check_names(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Raises RequestError naming the first unknown field."""
     unknown = [name for name in values if name not in known]
     if unknown:
         raise RequestError(f"{where}: unknown field {unknown[0][:40]!r}; known are {list(known)}")
 
 
 def describe(value: Any) -> str:
-    """A value as a message shows it: short, with its JSON type where that helps."""
+    """A short description of a JSON value for a message, with its type where that helps."""
     if value is None:
         return "null"
     if isinstance(value, bool):

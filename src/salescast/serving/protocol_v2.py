@@ -1,4 +1,4 @@
-"""The V2 protocol: tensors as JSON, as JSON with binary tensors behind it, and over gRPC."""
+"""The V2 protocol: JSON tensors, JSON followed by binary tensors, and gRPC."""
 
 import math
 import uuid
@@ -27,7 +27,7 @@ from salescast.serving.protocol_v1 import (
 
 
 def decode_v2(body: bytes, json_length: int | None) -> InferRequest:
-    """A V2 request from a REST body; `json_length` as in the header of a body with binary tensors.
+    """A V2 request from a REST body. `json_length`: bytes of JSON before binary tensors, None without any.
 
     Raises RequestError naming the field.
     """
@@ -46,7 +46,7 @@ def decode_v2(body: bytes, json_length: int | None) -> InferRequest:
         if tensor.get("data") is None:
             binary += _binary_size(tensor, where)
     if binary != len(body) - (length := len(body) if json_length is None else json_length):
-        raise RequestError(f"inputs: binary_data_size are {binary} bytes in all, {len(body) - length} follow the JSON")
+        raise RequestError(f"inputs: binary_data_size sums to {binary} bytes, but {len(body) - length} follow the JSON")
     for number, output in enumerate(payload.get("outputs") or []):
         if not isinstance(output, dict):
             raise RequestError(f"outputs[{number}] must be an object, got {describe(output)}")
@@ -55,10 +55,13 @@ def decode_v2(body: bytes, json_length: int | None) -> InferRequest:
 
 
 def _binary_size(tensor: Mapping[str, Any], where: str) -> int:
-    """Bytes that a tensor without `data` has behind the JSON: as many as its shape needs."""
+    """Bytes after the JSON that belong to a tensor without `data`.
+
+    Raises RequestError unless its shape needs as many.
+    """
     size = (tensor.get("parameters") or {}).get("binary_data_size")
     if type(size) is not int:
-        raise RequestError(f"{where} lacks data (or parameters.binary_data_size)")
+        raise RequestError(f"{where} is missing data (or parameters.binary_data_size)")
     width = {"INT64": 8, "INT32": 4}.get(tensor["datatype"])
     if width is None:
         raise RequestError(f"{where}: datatype must be INT64, got {describe(tensor['datatype'])}")
@@ -71,14 +74,14 @@ def _binary_size(tensor: Mapping[str, Any], where: str) -> int:
 
 
 def parse_v2(request: InferRequest, limits: Limits) -> Query:
-    """Raises RequestError naming the input or parameter."""
+    """The query of a V2 request. Raises RequestError naming the input or parameter."""
     names = [tensor.name for tensor in request.inputs]
     if sorted(names) != sorted(KEYS):
         raise RequestError(f"inputs must be {list(KEYS)}, each once, got {names}")
     columns = {tensor.name: _ids(tensor, limits) for tensor in request.inputs}
     stores, depts = (columns[name] for name in KEYS)
     if len(stores) != len(depts):
-        raise RequestError(f"inputs store_id and dept_id must be of one length, got {len(stores)} and {len(depts)}")
+        raise RequestError(f"inputs store_id and dept_id must have the same length, got {len(stores)} and {len(depts)}")
     parameters = dict(to_http_parameters(request.parameters or {}))
     parameters.pop("binary_data_output", None)
     quantiles = parameters.get("quantiles")
@@ -105,7 +108,7 @@ def _ids(tensor: InferInput, limits: Limits) -> list[int]:
     if shape[0] < 1:
         raise RequestError(f"input {tensor.name}: at least one instance is needed, got shape {shape}")
     check_count(shape[0], limits)
-    if tensor._raw_data is not None:  # gRPC's raw contents; KServe has no public name for them
+    if tensor._raw_data is not None:  # gRPC's raw contents, which KServe does not expose
         width = 8 if tensor.datatype == "INT64" else 4
         if len(tensor._raw_data) != shape[0] * width:
             raise RequestError(
@@ -118,9 +121,7 @@ def _ids(tensor: InferInput, limits: Limits) -> list[int]:
         raise RequestError(f"input {tensor.name}: shape {shape} does not fit {len(values)} values")
     for number, value in enumerate(values):
         if type(value) is not int or not INT32.min <= value <= INT32.max:
-            raise RequestError(
-                f"input {tensor.name}[{number}] must be a whole number of 32 bits, got {describe(value)}"
-            )
+            raise RequestError(f"input {tensor.name}[{number}] must be a 32-bit integer, got {describe(value)}")
     return values
 
 
@@ -133,9 +134,9 @@ def _flat(values: Sequence[Any]) -> Iterator[Any]:
 
 
 def respond_v2(request: InferRequest, answer: Answer) -> bytes | InferResponse:
-    """JSON for REST; an object that KServe encodes for gRPC and for REST with binary tensors.
+    """JSON for REST; for gRPC and for REST with binary tensors an object that KServe encodes.
 
-    Raises RequestError for an output that there is not.
+    Raises RequestError for an unknown output.
     """
     tensors = {"forecast": answer.forecast, **answer.bounds}
     arrays: dict[str, tuple[str, NDArray[Any]]] = {name: ("FP64", values) for name, values in tensors.items()}
@@ -143,7 +144,7 @@ def respond_v2(request: InferRequest, answer: Answer) -> bytes | InferResponse:
     asked = request.request_outputs
     unknown = [output.name for output in asked or [] if output.name not in arrays]
     if unknown:
-        raise RequestError(f"outputs {unknown} do not exist; there are {list(arrays)}")
+        raise RequestError(f"outputs {unknown} do not exist; known are {list(arrays)}")
     chosen = [output.name for output in asked] if asked else list(arrays)
     binary = request.use_binary_outputs or any(output.binary_data for output in asked or [])
     if request.from_grpc or binary:
@@ -183,7 +184,7 @@ def _response(
         model_version=answer.model_version,
         infer_outputs=outputs,
         from_grpc=request.from_grpc,
-        parameters={"feature_age_days": str(answer.feature_age_days)},  # gRPC parameters cannot be fractions
+        parameters={"feature_age_days": str(answer.feature_age_days)},  # gRPC parameters cannot be floats
         use_binary_outputs=binary,
         requested_outputs=request.request_outputs,
     )

@@ -1,4 +1,4 @@
-"""REST routes of the forecast server, with the schemas that /docs and /openapi.json show."""
+"""REST routes of the forecast server, with their schemas for /docs and /openapi.json."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse
 from kserve import InferResponse
 from kserve.errors import ModelNotFound
@@ -29,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from salescast.schema import MODEL_NAME
+from salescast.serving import pages
 from salescast.serving.forecaster import BusyError, UnavailableError
 from salescast.serving.protocol_v1 import INT32, RequestError, TooLargeError
 
@@ -46,7 +46,7 @@ class Instance(BaseModel):
 
 
 class Parameters(BaseModel):
-    """`horizon`: weeks, by default all the model has; `quantiles`: levels that the model has."""
+    """`horizon`: weeks, by default the model's; `quantiles`: levels of the model."""
 
     model_config = ConfigDict(extra="forbid")
     horizon: Annotated[int, Field(ge=1)] | None = None
@@ -60,7 +60,7 @@ class ForecastRequest(BaseModel):
 
 
 class Prediction(BaseModel):
-    """Forecasts by week; null where the series has no history to start from. p10, p90 ... as asked for."""
+    """Forecasts by week; null where the series has no history to start from. Quantiles as p10, p90 ..."""
 
     model_config = ConfigDict(extra="allow")
     store_id: int
@@ -92,7 +92,7 @@ class V1ReadyResponse(BaseModel):
 
 @dataclass(frozen=True)
 class Body:
-    """A REST request for forecasts, unparsed."""
+    """The undecoded body of a REST request for forecasts; `json_length` as in `decode_v2`."""
 
     protocol: Literal["v1", "v2"]
     content: bytes
@@ -102,7 +102,7 @@ class Body:
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"model": ErrorResponse, "description": "A field or an instance is wrong; the message names it"},
     413: {"model": ErrorResponse, "description": "Too many instances or bytes"},
-    429: {"model": ErrorResponse, "description": "More work than the server takes on; try again in a moment"},
+    429: {"model": ErrorResponse, "description": "The server is at its limit; try again in a moment"},
     415: {"model": ErrorResponse, "description": "The body is not JSON"},
     503: {"model": ErrorResponse, "description": "The online store is down, or features are missing or too old"},
 }
@@ -111,7 +111,7 @@ DOWN: Final[dict[int | str, dict[str, Any]]] = {503: ERRORS[503]}
 
 
 def register(app: FastAPI, plane: DataPlane, max_body_bytes: int) -> None:
-    """Add every route of the server to KServe's application."""
+    """Add the server's routes, and no others, to KServe's application."""
     v1, v2 = V1Endpoints(plane), V2Endpoints(plane)
     router = APIRouter()
 
@@ -120,7 +120,10 @@ def register(app: FastAPI, plane: DataPlane, max_body_bytes: int) -> None:
     ) -> None:
         router.add_api_route(path, endpoint, methods=["GET"], response_model=model, responses=errors)
 
-    get("/", plane.live, LiveResponse)
+    async def start(request: Request) -> Any:
+        return await pages.start(request, plane)
+
+    get("/", start, LiveResponse, {200: {"content": {"text/html": {}}}})
     get("/v1/models", v1.models, ListModelsResponse)
     get("/v1/models/{model_name}", v1.model_ready, V1ReadyResponse, NOT_FOUND | DOWN)
     get("/v2", v2.metadata, ServerMetadataResponse)
@@ -137,14 +140,10 @@ def register(app: FastAPI, plane: DataPlane, max_body_bytes: int) -> None:
     get("/v2/models/{model_name}", metadata, ModelMetadataResponse, NOT_FOUND)
     get("/v2/models/{model_name}/ready", ready, ModelReadyResponse, NOT_FOUND | DOWN)
 
-    async def docs() -> Response:
-        return get_swagger_ui_html(openapi_url="/openapi.json", title=app.title)
-
-    app.title = "salescast forecast server"
-    router.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)  # KServe's is switched by argv only
     router.add_api_route("/metrics", metrics, methods=["GET"], response_class=Response, include_in_schema=False)
     _add_inference(router, plane, max_body_bytes)
     app.include_router(router)
+    pages.register(app)
 
 
 def _add_inference(router: APIRouter, plane: DataPlane, max_body_bytes: int) -> None:
@@ -186,9 +185,12 @@ async def _infer(plane: DataPlane, body: Body) -> Response:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body of a request. Raises TooLargeError as soon as it is longer than `limit` bytes; UnsupportedTypeError."""
+    """The body of a request.
+
+    Raises TooLargeError as soon as it exceeds `limit` bytes, UnsupportedTypeError for another type than JSON.
+    """
     kind = request.headers.get("content-type", JSON_TYPES[0]).partition(";")[0].strip().lower()
-    # curl -d says this of JSON; a form does not parse as JSON and is refused as such
+    # `curl -d` labels JSON as a form; a real form is refused because it is not JSON.
     if kind not in (*JSON_TYPES, "application/x-www-form-urlencoded"):
         raise UnsupportedTypeError(f"content-type must be application/json, got {kind[:60]!r}")
     content = bytearray()
@@ -200,7 +202,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 class UnsupportedTypeError(RequestError):
-    """415."""
+    """The content type is not JSON: 415."""
 
 
 def _json_length(request: Request) -> int | None:
@@ -211,16 +213,16 @@ def _json_length(request: Request) -> int | None:
 
 
 async def metrics(_: Request) -> Response:
-    """Prometheus metrics; of all workers where there are several."""
+    """Prometheus metrics, summed over the workers."""
     registry = REGISTRY
-    if values.ValueClass is not values.MutexValue:  # the metrics of several workers are in files
+    if values.ValueClass is not values.MutexValue:  # several workers keep their metrics in files
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Answer errors in one line; KServe would log each with its traceback."""
+    """Answer errors as {"error": ...} and log one line each; KServe would log each with a traceback."""
     for kind, status in (
         (RequestError, 400),
         (TooLargeError, 413),
@@ -230,11 +232,11 @@ def handle_errors(app: FastAPI) -> None:
     ):
         app.add_exception_handler(kind, _answer_with(status))
     app.add_exception_handler(ModelNotFound, _answer_with(404))
-    app.add_exception_handler(ClientDisconnect, _nobody_listens)
+    app.add_exception_handler(ClientDisconnect, _client_disconnected)
 
 
-async def _nobody_listens(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=499)  # what proxies log of a client that hung up
+async def _client_disconnected(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)  # as proxies log a client that disconnected
 
 
 def _answer_with(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:

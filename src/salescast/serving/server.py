@@ -1,7 +1,8 @@
 """The forecast server: KServe's model server with our routes (DESIGN §8).
 
-KServe runs uvicorn and gRPC, health and signals. Its own REST routes are not used, and its gRPC methods only where they
-are allowed: the others let anybody unload the model, read bodies of any size and answer 500 to some malformed requests.
+KServe runs uvicorn, gRPC, health and signals. Its REST routes are replaced, and its gRPC methods limited to an
+allow-list: they let any client unload the model, read bodies of any size, parse V2 bodies before the model sees
+them, and answer 500 to some malformed requests (docs/LOG.md has the comparison).
 """
 
 import gc
@@ -34,17 +35,17 @@ from salescast.schema import MODEL_NAME
 from salescast.serving import protocol_v1, protocol_v2, routes
 from salescast.serving.forecaster import BusyError, Forecaster, UnavailableError
 
-# Every other method is UNIMPLEMENTED, those that a later KServe brings included.
+# Every other method is UNIMPLEMENTED, including those of later KServe versions.
 GRPC_METHODS: Final = frozenset(
     f"/inference.GRPCInferenceService/{name}"
     for name in ("ModelInfer", "ModelMetadata", "ModelReady", "ServerLive", "ServerMetadata", "ServerReady")
 )
 
-REQUESTS = Counter("salescast_requests", "Requests for forecasts, by how they ended", ["protocol", "outcome"])
+REQUESTS = Counter("salescast_requests", "Requests for forecasts, by outcome", ["protocol", "outcome"])
 
 
 class ForecastModel(Model):  # type: ignore[misc]  # KServe is untyped
-    """The forecaster as KServe calls it: with a body from REST or an InferRequest from gRPC."""
+    """The forecaster as a KServe model. Its payload is a body from REST or an InferRequest from gRPC."""
 
     def __init__(self, folder: Path, repo: Path) -> None:
         """Raises UserError when there is no usable bundle or feature repo."""
@@ -55,7 +56,7 @@ class ForecastModel(Model):  # type: ignore[misc]  # KServe is untyped
         self.ready = True
 
     def validate(self, payload: Any) -> Any:
-        return payload  # done while parsing
+        return payload  # `predict` does it
 
     def get_input_types(self) -> list[dict[str, Any]]:
         return [{"name": name, "datatype": "INT64", "shape": [-1]} for name in ("store_id", "dept_id")]
@@ -103,22 +104,23 @@ def _counted(kind: str) -> Iterator[None]:
 
 
 class Plane(DataPlane):  # type: ignore[misc]
-    """Ready, over REST and gRPC, means that the online store answers as well."""
+    """Readiness, over REST and gRPC, that includes the online store."""
 
     async def ready(self) -> bool:
         return await self.model_ready(MODEL_NAME)
 
     async def model_ready(self, model_name: str, disable_predictor_health_check: bool = False) -> bool:
-        """Raises ModelNotFound; UnavailableError with what is down."""
+        """Raises ModelNotFound, and UnavailableError that names what is down."""
         loaded = await super().model_ready(model_name, disable_predictor_health_check)
         await self.get_model_from_registry(model_name).forecaster.ready()
         return bool(loaded)
 
 
 class RestServer(RESTServer):  # type: ignore[misc]
-    """uvicorn with our routes in KServe's application, on a port that other processes may share."""
+    """KServe's REST server with our routes, on a port that other processes may share."""
 
     shared = False
+    listening: Callable[[], None]
 
     def _register_endpoints(self, app: Any) -> None:
         routes.register(app, self.dataplane, settings().max_body_bytes)
@@ -129,18 +131,20 @@ class RestServer(RESTServer):  # type: ignore[misc]
 
     async def start(self) -> None:
         self.create_application()
-        # Named TCP, or the event loop leaves Nagle's algorithm on, which costs every answer 40 ms.
+        # Without IPPROTO_TCP the event loop leaves Nagle's algorithm on, which delays every answer by 40 ms.
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if self.shared:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind((self.config.host, self.config.port))
+            listener.listen(self.config.backlog)
             announce(f"listening on port {self.config.port}")
+            self.listening()
             await self._server.serve(sockets=[listener])
 
 
 class AllowedMethods(aio.ServerInterceptor):  # type: ignore[misc]
-    """Finds a handler for GRPC_METHODS only."""
+    """Rejects every method that is not in GRPC_METHODS."""
 
     async def intercept_service(
         self,
@@ -151,7 +155,7 @@ class AllowedMethods(aio.ServerInterceptor):  # type: ignore[misc]
 
 
 class GrpcServer(GRPCServer):  # type: ignore[misc]
-    """KServe's gRPC server with our interceptor in it, for which KServe has no parameter."""
+    """KServe's gRPC server with our interceptor, for which KServe has no parameter."""
 
     async def start(self, max_workers: int) -> None:
         sizes = ("grpc_max_send_message_length", "grpc_max_receive_message_length")
@@ -168,9 +172,9 @@ class GrpcServer(GRPCServer):  # type: ignore[misc]
 
 
 class Server(ModelServer):  # type: ignore[misc]
-    """KServe's server with our REST and gRPC servers in it; it keeps the model until the last request is answered."""
+    """KServe's server with our REST and gRPC servers; it keeps the model until the last request is answered."""
 
-    def __init__(self, http_port: int, grpc_port: int, shared: bool) -> None:
+    def __init__(self, http_port: int, grpc_port: int, shared: bool, listening: Callable[[], None]) -> None:
         super().__init__(
             http_port=http_port,
             grpc_port=grpc_port,
@@ -178,24 +182,33 @@ class Server(ModelServer):  # type: ignore[misc]
             grace_period=settings().shutdown_seconds,
         )
         self.dataplane = Plane(model_registry=self.registered_models)
-        RestServer.shared = shared
-        kserve.model_server.RESTServer = RestServer  # KServe has no parameter for them
+        RestServer.shared, RestServer.listening = shared, staticmethod(listening)
+        kserve.model_server.RESTServer = RestServer  # KServe has no parameter for these classes
         kserve.model_server.GRPCServer = GrpcServer
 
     def stop(self, sig: int) -> None:
-        self.registered_models = ModelRepository()  # what KServe would unload at once
+        self.registered_models = ModelRepository()  # KServe would unload its models at once
         super().stop(sig)
 
 
-def run(folder: Path, repo: Path, http_port: int, grpc_port: int, shared: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT; `shared`: with other processes on the same ports.
+def run(
+    folder: Path,
+    repo: Path,
+    http_port: int,
+    grpc_port: int,
+    shared: bool = False,
+    listening: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; call `listening` once connections are accepted.
+
+    `shared`: with other processes on the same ports.
 
     Raises UserError when there is nothing to serve.
     """
-    for name in ("kserve", "uvicorn.access"):  # a line for each request; the metrics count them
+    for name in ("kserve", "uvicorn.access"):  # one line a request, which the metrics count
         logging.getLogger(name).setLevel(logging.WARNING)
     announce(f"loading the model in {folder}")
-    server, model = Server(http_port, grpc_port, shared), ForecastModel(folder, repo)
+    server, model = Server(http_port, grpc_port, shared, listening), ForecastModel(folder, repo)
     gc.collect()
-    gc.freeze()  # a million objects of imported modules: looking through them again would hold a request up for 0.2 s
+    gc.freeze()  # a full collection over the million objects of imported modules would delay a request by 0.2 s
     server.start([model])

@@ -1,8 +1,6 @@
-"""Start the forecast server as a process of its own, ask it for a few series, and compare with the offline forecast."""
+"""Start the forecast server, request a few series, and compare its answers with the offline forecast."""
 
-import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,47 +13,40 @@ import numpy as np
 import polars as pl
 
 from salescast.errors import UserError
-from salescast.runtime import parquet, processes, progress
-from salescast.runtime.processes import free_port
+from salescast.runtime import parquet, processes
+from salescast.runtime.processes import Service, free_port
 from salescast.schema import KEYS, MODEL_NAME
 from salescast.tracking import champion
 from salescast.workdir import Workdir
 
 SERIES: Final = 3
-TOLERANCE: Final = (
-    1e-6  # relative, and absolute for a closed week's zero; the online store keeps features as the files do, in 32 bits
-)
+TOLERANCE: Final = 1e-6  # relative, and absolute for a closed week's zero; both stores keep features in 32 bits
 
 
 @contextmanager
 def server(work: Workdir, model_dir: Path | None = None) -> Iterator[str]:
-    """A ready forecast server of the workdir; yields its address, and stops it at the end.
+    """A ready forecast server of the workdir, with the champion or the bundle in `model_dir`; yields its address.
 
-    It serves the champion, or the bundle in `model_dir`. Waits as long as the process lives and does something, and
-    shows that it waits. Raises NotReadyError with the server's last words when it does not get ready.
+    Raises NotReadyError with the last line of its log when it does not become ready.
     """
-    port, log = free_port(), work.root / "server.log"
-    command = [sys.executable, "-m", "salescast.cli.app", *_serve(work, model_dir), "--port", str(port), "--grpc-port"]
-    with log.open("w") as out:
-        out.write("starting the forecast server\n")
-        out.flush()
-        environment = os.environ | {"SALESCAST_MAX_FEATURE_AGE_DAYS": "inf"}  # compare what is there, history as well
-        process = subprocess.Popen([*command, str(free_port())], stdout=out, stderr=subprocess.STDOUT, env=environment)
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
-    try:
-        starting = processes.Starting("the forecast server", process, f"{url}/v2/models/{MODEL_NAME}/ready", log)
-        with progress.waiting("waiting for the forecast server") as tell:
-            while not starting.ready():
-                tell(starting.doing)
-                time.sleep(0.05)
+    serve = (sys.executable, "-m", "salescast.cli.app", *_serve(work, model_dir))
+    service = Service(
+        name="the forecast server",
+        command=(*serve, "--port", str(port), "--grpc-port", str(free_port())),
+        ready=f"{url}/v2/models/{MODEL_NAME}/ready",
+        log=work.root / "server.log",
+        environment={"SALESCAST_MAX_FEATURE_AGE_DAYS": "inf"},  # compare whatever weeks the data has
+    )
+    with processes.running([service]) as servers:
+        processes.wait_until_ready("waiting for the forecast server", servers)
         yield url
-    finally:
-        processes.stop(process)
 
 
-def _serve(work: Workdir, model_dir: Path | None) -> list[str]:
-    what = ["--model-dir", str(model_dir)] if model_dir else ["--model", champion.CHAMPION]
-    return ["serve", "--workdir", str(work.root), *what]
+def _serve(work: Workdir, model_dir: Path | None) -> tuple[str, ...]:
+    model = ("--model-dir", str(model_dir)) if model_dir else ("--model", champion.CHAMPION)
+    return ("serve", "--workdir", str(work.root), *model)
 
 
 def by_hand(work: Workdir, model_dir: Path | None) -> str:
@@ -64,10 +55,10 @@ def by_hand(work: Workdir, model_dir: Path | None) -> str:
 
 
 def ask(work: Workdir, model_dir: Path | None = None) -> list[dict[str, Any]]:
-    """The server's answers for the largest few series, with the milliseconds that the request took.
+    """The server's answers for the few largest series, with the milliseconds that the request took.
 
-    Raises NotReadyError when the server does not get ready or does not answer, and UserError when an answer is not
-    the offline forecast of `work.forecasts`.
+    Raises NotReadyError when the server does not become ready or does not answer, and UserError when an answer differs
+    from the offline forecast in `work.forecasts`.
     """
     offline = parquet.read(work.forecasts, "run `salescast forecast --all` again")
     largest = offline.group_by(KEYS).agg(pl.col("forecast").sum()).sort("forecast", descending=True).head(SERIES)

@@ -1,4 +1,4 @@
-"""`salescast serve`: checks that cost nothing, then one server, or several processes of it that share their ports."""
+"""`salescast serve`: check what can be checked without loading libraries, then run one server process or several."""
 
 import logging
 import os
@@ -6,22 +6,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Final
 
 from salescast.config import settings
 from salescast.errors import UserError
+from salescast.runtime import processes
 from salescast.runtime.processes import announce, check_free
 from salescast.serving import alias_follower
 from salescast.tracking import champion
 from salescast.workdir import Workdir
 
 logger = logging.getLogger(__name__)
-
-EARLY: Final = 30.0  # seconds; a process that ends earlier has not served and would not if started again
 
 
 def main(
@@ -32,10 +30,10 @@ def main(
     workers: int | None = None,
     model: str | None = None,
 ) -> None:
-    """Serve what `champion.chosen` says with the features of the workdir's online store until SIGTERM or SIGINT.
+    """Serve the model that `champion.chosen` selects, with the workdir's online features, until SIGTERM or SIGINT.
 
-    A model of the registry, by default the champion, is followed: whatever bundle it is from time to time.
-    Raises UserError for a port that is taken, a missing feature repo, and without such a model or bundle.
+    A model of the registry (by default the champion) is followed: the server loads each new version of its alias.
+    Raises UserError for a port that is taken, a missing feature repo, and a missing model or bundle.
     """
     what, count = champion.chosen(model, model_dir), workers or settings().serve_workers
     if isinstance(what, str):
@@ -50,24 +48,22 @@ def main(
 
         server.run(what, workdir.feature_repo, http_port, grpc_port)
         return
-    with tempfile.TemporaryDirectory(prefix="salescast-") as place:
-        commands: list[list[str]] = []
-        folder = what if isinstance(what, Path) else Path(place) / "champion" / champion.BUNDLE
+    with tempfile.TemporaryDirectory(prefix="salescast-") as name:
+        place = Path(name)
+        commands = []
+        folder = what if isinstance(what, Path) else place / "champion" / champion.BUNDLE
         if isinstance(what, str):
-            follower = ["salescast.tracking.champion", what, str(folder.parent), str(workdir.root)]
+            follower = [alias_follower.__name__, what, str(folder.parent), str(workdir.root)]
             _fetch(follower)
-            commands = [follower]
-        # KServe's own workers are killed when they take more than 5 s to import, and leave gRPC to one process.
-        server_command = [
-            "salescast.serving.supervisor",
-            *map(str, (folder, workdir.feature_repo, http_port, grpc_port)),
-        ]
+            commands.append(follower)
+        # KServe kills workers of its own that need more than 5 s to import, and serves gRPC in one process only.
+        worker = [__name__, *map(str, (folder, workdir.feature_repo, http_port, grpc_port))]
         announce(f"starting {count} server processes")
-        _supervise([*commands, *[server_command] * count], Path(place))
+        supervise([*commands, *[worker] * count], place)
 
 
-def _fetch(follower: list[str]) -> None:
-    """Have the follower bring its model now. Raises UserError with its reason when there is none."""
+def _fetch(follower: Sequence[str]) -> None:
+    """Run the follower once. Raises UserError with its reason when it brings no model."""
     command = [sys.executable, "-m", *follower, alias_follower.ONCE]
     reason = ""
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -76,70 +72,78 @@ def _fetch(follower: list[str]) -> None:
             if not reason.startswith("error: "):
                 sys.stderr.write(line)
     if process.returncode:
-        raise UserError(reason.removeprefix("error: ") or f"the registry was left with code {process.returncode}")
+        raise UserError(reason.removeprefix("error: ") or f"{follower[0]} ended with code {process.returncode}")
 
 
-def _supervise(commands: list[list[str]], place: Path) -> None:
-    """Keep modules running as processes; a stop is passed on to them, and waits until they have finished.
+@dataclass
+class _Child:
+    """A module that runs as a process."""
 
-    Raises UserError when one ends before it has been of use.
+    command: Sequence[str]
+    place: Path
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        # prometheus_client reads the variable once, when a process imports it.
+        environment = {"PROMETHEUS_MULTIPROC_DIR": str(self.place)}
+        self.process = processes.start([sys.executable, "-m", *self.command, str(self.place)], environment)
+
+    @property
+    def ready(self) -> Path:
+        return processes.ready_file(self.place, self.process.pid)
+
+    def restart_if_ended(self) -> None:
+        """Raises UserError if it ended before it was ready: another start would end in the same way."""
+        code = self.process.poll()
+        if code is None:
+            return
+        if not self.ready.exists():
+            raise UserError(f"a server process ended with code {code} before it was ready; see its messages above")
+        self.ready.unlink()
+        logger.error("process %d ended with code %d; starting another one", self.process.pid, code)
+        self.start()
+
+
+def supervise(commands: Sequence[Sequence[str]], place: Path) -> None:
+    """Run each command (a module and its arguments, to which `place` is added) as a process until SIGTERM or SIGINT.
+
+    A process makes its `processes.ready_file` in `place` when it is ready; one that ends after that is started again.
+    SIGHUP is passed on. At the end each process is sent SIGTERM and waited for.
+
+    Raises UserError when a process ends before it is ready, however long its start took.
     """
-    stopping: list[int] = []
-    # prometheus_client looks at the variable once, when a process imports it.
-    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(place)}
+    children: list[_Child] = []
 
-    def start(command: list[str]) -> tuple[subprocess.Popen[bytes], float]:
-        arguments = [sys.executable, "-m", *command]
-        return subprocess.Popen(arguments, env=environment, start_new_session=True), time.monotonic()
+    def pass_on(_number: int, _frame: FrameType | None) -> None:
+        for child in children:
+            if child.ready.exists():  # until then the signal would kill it, and it loads the newest bundle anyway
+                child.process.send_signal(signal.SIGHUP)
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        stopping.append(1)
-
-    def look_for_a_bundle(_number: int, _frame: FrameType | None) -> None:
-        for process, _ in running:
-            process.send_signal(signal.SIGHUP)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    signal.signal(signal.SIGHUP, look_for_a_bundle)
-    running = [start(command) for command in commands]
-    failed = None
-    while not stopping and failed is None:
-        time.sleep(0.1)
-        for at, (process, since) in enumerate(running):
-            code = process.poll()
-            if code is not None and time.monotonic() - since < EARLY:
-                failed = code
-            elif code is not None and not stopping:
-                logger.error("process %d ended with code %d; another one takes its place", process.pid, code)
-                running[at] = start(commands[at])
-    for process, _ in running:
-        process.terminate()
-    for process, _ in running:
-        process.wait()
-    if failed is not None:
-        raise UserError(f"a process of the server ended at once with code {failed}; its reason stands above")
-
-
-def _end_with(parent: int) -> None:
-    """Stop as at SIGTERM when the supervisor is gone: one that was killed cannot stop its servers."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
+    with processes.flagged(signal.SIGTERM, signal.SIGINT) as stop:
+        signal.signal(signal.SIGHUP, pass_on)
+        try:
+            children.extend(_Child(command, place) for command in commands)
+            while not stop.wait(0.1):
+                for child in children:
+                    child.restart_if_ended()
+        finally:
+            for child in children:
+                child.process.terminate()
+            for child in children:
+                child.process.wait()
 
 
 def _worker(arguments: list[str]) -> int:
     announce("loading libraries")
     from salescast.serving import server
 
-    _end_with(os.getppid())
-    folder, repo, http_port, grpc_port = arguments
+    processes.end_with_parent()
+    folder, repo, http_port, grpc_port, place = arguments
+    ready = processes.ready_file(Path(place), os.getpid())
     try:
-        server.run(Path(folder), Path(repo), int(http_port), int(grpc_port), shared=True)
+        server.run(Path(folder), Path(repo), int(http_port), int(grpc_port), shared=True, listening=ready.touch)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

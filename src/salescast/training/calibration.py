@@ -22,7 +22,7 @@ BOUNDS = (0.8, 1.6)  # a factor outside says more about the held-out weeks than 
 
 
 def _forecasts(network: QuantileMLP, samples: Samples) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches with their quantiles [B, Q]."""
+    """Batches with their quantiles [B, Q], the mean of the heads."""
     if samples.size:
         with torch.inference_mode():
             for batch in samples.pairs(BATCH):

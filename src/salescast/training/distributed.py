@@ -24,6 +24,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from salescast.errors import UserError
+from salescast.runtime.processes import Parent
 from salescast.training import allreduce
 
 logger = logging.getLogger(__name__)
@@ -69,11 +70,11 @@ class Group:
     place: Placement
     gradients: dist.ProcessGroup | None = None
     memory: allreduce.SharedMemory | None = None
-    parent: int = field(default_factory=os.getppid)
+    parent: Parent = field(default_factory=Parent)
 
     def check_parent(self) -> None:
         """Raise UserError when the launcher was killed: the same plan may already run again."""
-        if os.getppid() != self.parent:
+        if self.parent.gone():
             raise UserError("the process that started this training is gone; start the same plan again to continue")
 
     def limited(self, *, bf16: bool, compile: bool) -> "Group":

@@ -1,11 +1,12 @@
-"""Waiting for a server: as long as its process does something, and no longer."""
+"""Starting and stopping servers, and waiting for one for as long as its process does something."""
 
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import count, pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ from salescast.runtime import processes
 
 NOBODY = "http://127.0.0.1:9"
 WORKS = "while True: pass"
-Start = Callable[..., tuple[processes.Starting, "subprocess.Popen[bytes]"]]
+Start = Callable[..., tuple[processes.Server, "subprocess.Popen[bytes]"]]
 
 
 @given(st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 2)), min_size=1, max_size=30))
@@ -41,15 +42,14 @@ def test_quiet_is_the_time_since_the_sign_changed(steps: list[tuple[int, int]]) 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """A process that runs a line of Python, and the wait for it."""
-    started = []
+    """Starts a server that is a line of Python; yields it and its process."""
+    started: list[subprocess.Popen[bytes]] = []
 
-    def begin(code: str, url: str = NOBODY) -> tuple[processes.Starting, "subprocess.Popen[bytes]"]:
-        log = tmp_path / "log"
-        with log.open("wb") as out:
-            process = subprocess.Popen([sys.executable, "-c", code], stdout=out, stderr=out)
-        started.append(process)
-        return processes.Starting("the server", process, url, log), process
+    def begin(code: str, url: str = NOBODY) -> tuple[processes.Server, "subprocess.Popen[bytes]"]:
+        command = (sys.executable, "-c", code)
+        server = processes.Server(processes.Service("the server", command, url, tmp_path / "log"))
+        started.append(server.process)
+        return server, server.process
 
     yield begin
     for process in started:
@@ -81,15 +81,15 @@ def answering(code: int) -> Iterator[str]:
 
 @pytest.fixture
 def hours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look at the clock is an hour after the one before."""
+    """Each reading of the clock is an hour after the previous one."""
     quiet, clock = processes.Quiet, count(0.0, 3600.0)
     monkeypatch.setattr(processes, "Quiet", lambda: quiet(lambda: next(clock)))
 
 
 @pytest.mark.usefixtures("hours")
-def test_one_that_works_is_waited_for_and_one_that_is_stopped_is_not(start: Start) -> None:
+def test_a_working_process_is_waited_for_and_a_stopped_one_is_not(start: Start) -> None:
     starting, process = start(WORKS)
-    for _ in range(3):  # hours, in which it does something
+    for _ in range(3):  # hours, during which it uses CPU time
         before = processes.cpu_seconds(process.pid)
         while processes.cpu_seconds(process.pid) == before:
             pass
@@ -97,7 +97,7 @@ def test_one_that_works_is_waited_for_and_one_that_is_stopped_is_not(start: Star
     process.send_signal(signal.SIGSTOP)
     while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
         pass
-    with pytest.raises(processes.NotReadyError, match="the server did not get ready: no sign of life for 300 s"):
+    with pytest.raises(processes.NotReadyError, match="the server did not become ready: no sign of life for 300 s"):
         while not starting.ready():  # once more if it did something before it was stopped
             pass
 
@@ -111,18 +111,20 @@ def test_lines_in_the_log_are_a_sign_of_life(start: Start, tmp_path: Path) -> No
         with (tmp_path / "log").open("a") as log:
             log.write(f"step {number}\n")
         assert not starting.ready()
-        assert starting.doing == f"step {number}"
+        assert starting.last_line() == f"step {number}"
 
 
-def test_one_that_works_and_never_gets_on_is_given_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_time_of_a_start_is_limited(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "WORK", 0.1)
     starting, _ = start(WORKS)
-    with pytest.raises(processes.NotReadyError, match=r"did not get ready in 0 s of CPU time: ; see .*log"):
+    with pytest.raises(
+        processes.NotReadyError, match=r"did not become ready in 0 s of CPU time: starting the server; see .*log"
+    ):
         while not starting.ready():
             pass
 
 
-def test_one_that_ends_is_not_waited_for(start: Start) -> None:
+def test_an_ended_process_is_reported_with_its_last_line(start: Start) -> None:
     starting, process = start("print('loading'); exit('no such table')")
     process.wait()
     with pytest.raises(processes.NotReadyError, match=r"the server ended with code 1: no such table; see .*log"):
@@ -130,7 +132,7 @@ def test_one_that_ends_is_not_waited_for(start: Start) -> None:
 
 
 @pytest.mark.usefixtures("hours")
-def test_one_that_refuses_is_not_waited_for_because_it_answers(start: Start) -> None:
+def test_an_answer_other_than_200_is_waited_for_for_a_limited_time(start: Start) -> None:
     with answering(503) as url:
         starting, _ = start(WORKS, url)
         assert not starting.ready()
@@ -140,15 +142,32 @@ def test_one_that_refuses_is_not_waited_for_because_it_answers(start: Start) -> 
         assert start(WORKS, url)[0].ready()
 
 
-def test_a_deaf_process_is_stopped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "STOP", 0.2)
-    deaf, process = start(
+    stubborn, process = start(
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); signal.pause()"
     )
-    while not deaf.doing:
+    while stubborn.last_line() != "1":
         pass
     processes.stop(process)
     assert process.returncode == -signal.SIGKILL
     _, polite = start("import signal; signal.pause()")
     processes.stop(polite)
     assert polite.returncode in (-signal.SIGTERM, -signal.SIGKILL)
+
+
+@pytest.mark.fault("the supervisor of the server's processes is killed", "they end too")
+def test_a_process_ends_with_its_parent(start: Start) -> None:
+    child = (
+        "from salescast.runtime import processes; import signal; processes.end_with_parent(); print(1); signal.pause()"
+    )
+    spawn = f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-u', '-c', {child!r}])"
+    parent, process = start(f"{spawn}; print(child.pid, flush=True); child.wait()")
+    while parent.last_line() != "1":
+        time.sleep(0.05)
+    number = int(parent.service.log.read_text().split()[-2])
+    orphan = psutil.Process(number)
+    process.kill()
+    with suppress(psutil.NoSuchProcess):
+        while orphan.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Forecasts as tables, files and pictures."""
+"""Offline forecasts as tables and files, and their chart."""
 
 import re
 import shutil
@@ -54,28 +54,28 @@ def test_every_series_and_week_once(work: Workdir) -> None:
     assert np.all(np.diff(frame.select(levels).to_numpy(), axis=1) >= 0)
 
 
-def test_one_series_is_its_part_of_all(work: Workdir) -> None:
+def test_one_series_equals_its_rows_among_all(work: Workdir) -> None:
     whole = batch.forecast_all(work, work.models).filter(pl.col("store_id") == 2, pl.col("dept_id") == 3).head(3)
-    one = batch.one(work, 2, 3, 3, work.models)
+    one = batch.forecast_one(work, 2, 3, 3, work.models)
     assert one.drop("forecast", "^p.*$").equals(whole.drop("forecast", "^p.*$"))
     np.testing.assert_allclose(one.select("^p.*$").to_numpy(), whole.select("^p.*$").to_numpy(), rtol=1e-6)
 
 
-def test_the_file_is_what_was_forecast(work: Workdir, tmp_path: Path) -> None:
-    made = batch.forecast_all(work, work.models)
+def test_every_file_format_holds_the_forecasts(work: Workdir, tmp_path: Path) -> None:
+    forecasts = batch.forecast_all(work, work.models)
     for suffix in tables.WRITTEN:
         assert batch.write_all(work, tmp_path / "new" / f"f{suffix}", work.models) == 48
-    assert pl.read_parquet(tmp_path / "new" / "f.parquet").equals(made)
-    assert pl.read_csv(tmp_path / "new" / "f.csv", schema=made.schema).equals(made)
+    assert pl.read_parquet(tmp_path / "new" / "f.parquet").equals(forecasts)
+    assert pl.read_csv(tmp_path / "new" / "f.csv", schema=forecasts.schema).equals(forecasts)
     with zipfile.ZipFile(tmp_path / "new" / "f.xlsx") as workbook:
         rows = re.findall(r"<row .*?</row>", workbook.read("xl/worksheets/sheet1.xml").decode())
     cells = [re.findall(r"<c [^>]*?(?:/>|>(?:<v>(.*?)</v>)?</c>)", row) for row in rows[1:]]
     epoch = date(1899, 12, 30)  # day 0 of a spreadsheet
-    numbers = made.with_columns((pl.col("week") - pl.lit(epoch)).dt.total_days()).cast(pl.Float64)
+    numbers = forecasts.with_columns((pl.col("week") - pl.lit(epoch)).dt.total_days()).cast(pl.Float64)
     np.testing.assert_allclose(np.array(cells, dtype=float), numbers.to_numpy())
 
 
-def test_a_file_of_no_known_format_is_refused_before_any_work(work: Workdir, tmp_path: Path) -> None:
+def test_an_unknown_file_format_is_refused_before_any_work(work: Workdir, tmp_path: Path) -> None:
     for name in ("all", "all.xls", "all.json"):
         with pytest.raises(
             UserError, match=rf"{name} names no known format; end the name with .csv, .parquet or .xlsx"
@@ -84,13 +84,13 @@ def test_a_file_of_no_known_format_is_refused_before_any_work(work: Workdir, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_forecast_is_said(work: Workdir, tmp_path: Path) -> None:
+def test_errors_name_what_cannot_be_forecast(work: Workdir, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no sales of store 2, department 9; its departments are \[1, 2, 3, 4\]"):
-        batch.one(work, 2, 9, 2, work.models)
+        batch.forecast_one(work, 2, 9, 2, work.models)
     with pytest.raises(UserError, match="no sales of store 9, department 1; stores are 1 to 3"):
-        batch.one(work, 9, 1, 2, work.models)
+        batch.forecast_one(work, 9, 1, 2, work.models)
     with pytest.raises(UserError, match="horizon must be 1 to 4 weeks for this model, got 5"):
-        batch.one(work, 1, 1, 5, work.models)
+        batch.forecast_one(work, 1, 1, 5, work.models)
     with pytest.raises(UserError, match=r"upcoming.parquet is missing; run `salescast features` first"):
         batch.upcoming(Workdir(tmp_path))
     shutil.copytree(work.data, tmp_path / "data")

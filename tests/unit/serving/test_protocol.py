@@ -1,4 +1,4 @@
-"""Requests and answers as text and tensors: what is accepted, what is said of the rest, and that nothing is lost."""
+"""Decoding of requests and encoding of answers, as JSON and as tensors; error messages."""
 
 import json
 from collections.abc import Callable
@@ -127,13 +127,13 @@ def test_any_bytes_are_a_query_or_a_request_error(body: bytes, length: int | Non
 
 
 def test_too_many_instances_are_too_large() -> None:
-    with pytest.raises(TooLargeError, match="instances: at most 5 in one request, got 6; send several"):
+    with pytest.raises(TooLargeError, match="instances: at most 5 a request, got 6; send several requests"):
         v1({"instances": [GOOD] * 6})
     with pytest.raises(TooLargeError, match="at most 5"):
         v2(tensors([1] * 6, [1] * 6))
 
 
-def made(n: int = 2, horizon: int = 3) -> Answer:
+def an_answer(n: int = 2, horizon: int = 3) -> Answer:
     grid = np.arange(n * horizon, dtype=float).reshape(n, horizon)
     weeks = np.datetime64("2025-01-31") + 7 * np.arange(horizon) + np.zeros((n, 1), int)
     query = Query([(1, number) for number in range(n)], horizon, (0.1, 0.9))
@@ -141,7 +141,7 @@ def made(n: int = 2, horizon: int = 3) -> Answer:
 
 
 def test_a_v1_answer_has_weeks_version_and_age() -> None:
-    answer = orjson.loads(render_v1(made()))
+    answer = orjson.loads(render_v1(an_answer()))
     assert answer == {
         "predictions": [
             {
@@ -160,8 +160,8 @@ def test_a_v1_answer_has_weeks_version_and_age() -> None:
     }
 
 
-def test_no_forecast_is_null_and_not_zero() -> None:
-    answer = made(1, 2)
+def test_a_missing_forecast_is_null_and_not_zero() -> None:
+    answer = an_answer(1, 2)
     answer.forecast[0, 1] = np.nan
     assert orjson.loads(render_v1(answer))["predictions"][0]["forecast"] == [0.0, None]
 
@@ -212,8 +212,8 @@ def _plain(response: InferResponse) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("how", [_json, _grpc, _binary])
-def test_a_v2_answer_is_the_same_however_it_travels(how: Callable[..., dict[str, Any]]) -> None:
-    answer = made()
+def test_a_v2_answer_is_the_same_in_every_encoding(how: Callable[..., dict[str, Any]]) -> None:
+    answer = an_answer()
     request = decode_v2(json.dumps(tensors([1, 1], [0, 1], id="7")).encode(), None)
     grids = {"forecast": answer.forecast, "p10": answer.bounds["p10"], "p90": answer.bounds["p90"]}
     numbers = [{"name": n, "shape": [2, 3], "datatype": "FP64", "data": g.ravel().tolist()} for n, g in grids.items()]
@@ -227,16 +227,16 @@ def test_a_v2_answer_is_the_same_however_it_travels(how: Callable[..., dict[str,
     }
 
 
-def test_only_the_outputs_asked_for_are_sent() -> None:
+def test_only_requested_outputs_are_sent() -> None:
     body = tensors([1, 1], [0, 1], outputs=[{"name": "p90"}])
-    answer = orjson.loads(respond_v2(decode_v2(json.dumps(body).encode(), None), made()))
+    answer = orjson.loads(respond_v2(decode_v2(json.dumps(body).encode(), None), an_answer()))
     assert [output["name"] for output in answer["outputs"]] == ["p90"]
     body = tensors([1, 1], [0, 1], outputs=[{"name": "p50"}])
     with pytest.raises(
-        RequestError, match=r"outputs \['p50'\] do not exist; there are \['forecast', 'p10', 'p90', 'week'\]"
+        RequestError, match=r"outputs \['p50'\] do not exist; known are \['forecast', 'p10', 'p90', 'week'\]"
     ):
-        respond_v2(decode_v2(json.dumps(body).encode(), None), made())
+        respond_v2(decode_v2(json.dumps(body).encode(), None), an_answer())
 
 
-def test_levels_have_names() -> None:
+def test_names_of_quantile_levels() -> None:
     assert [level_name(level) for level in (0.1, 0.025, 0.975, 0.29)] == ["p10", "p2.5", "p97.5", "p29"]

@@ -1,3 +1,4 @@
+import os
 import threading
 
 import numpy as np
@@ -58,8 +59,10 @@ def test_alone_every_collective_is_the_identity() -> None:
         assert group.from_first("a") == "a"
 
 
-def test_a_process_whose_launcher_is_gone_stops() -> None:
-    group = Group(0, 1, choose("cpu", 0, False, 0, 1), parent=-1)
+def test_a_process_whose_launcher_is_gone_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(0, 1, choose("cpu", 0, False, 0, 1))
+    group.check_parent()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
     with pytest.raises(UserError, match="is gone; start the same plan again"):
         group.check_parent()
 
