@@ -68,8 +68,8 @@ def test_every_option_is_explained_and_every_answer_can_be_json(verb: tuple[str,
 )
 def test_a_shell_completes(typed: str, completed: str) -> None:
     words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_SALESCAST_COMPLETE": "complete_bash"}
-    executable = Path(sys.executable).with_name("salescast")
-    done = subprocess.run([executable], env=os.environ | words, capture_output=True, text=True, check=False)
+    command_line = [sys.executable, "-m", "salescast.cli.app"]
+    done = subprocess.run(command_line, env=os.environ | words, capture_output=True, text=True, check=False)
     assert done.stdout.split() == [completed]
 
 

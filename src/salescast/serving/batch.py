@@ -1,6 +1,7 @@
 """Forecasts without a server: one series for a person, every series for a file, by the code that also serves."""
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,7 @@ from salescast.schema import KEYS, LABEL, MEDIAN, TIMESTAMP, level_name
 from salescast.tracking import champion
 from salescast.workdir import Workdir
 
-HEIGHT, PAST = 14, 52  # lines of the chart, weeks of history in it
+PAST: Final = 52  # weeks of history beside a forecast
 
 
 def upcoming(workdir: Workdir, pair: tuple[int, int] | None = None) -> pl.DataFrame:
