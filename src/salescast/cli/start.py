@@ -56,22 +56,17 @@ def run_pipeline(
 
     Example: `salescast run --sales train.csv --features features.csv --stores stores.csv --workdir my-run`
     """
-    from salescast.data import dataset, ingest
     from salescast.pipeline.run import run
+    from salescast.pipeline.source import dataset_source
 
-    def source(out: Path) -> None:
-        if sales is None:
-            dataset.generate(out, seed=seed)
-            return
-        ingest.import_sales(
-            sales, features, stores, out,
-            mapping=mapping_of(rename), planned=names_of(planned), open_days=open_days,
-            country=country, skip_bad_rows=skip_bad_rows,
-        )  # fmt: skip
-
+    options = {
+        "mapping": mapping_of(rename), "planned": names_of(planned), "open_days": open_days, "country": country,
+        "skip_bad_rows": skip_bad_rows,
+    }  # fmt: skip
     dates = dates_of(cutoffs) if cutoffs else None
     config = config_of(service, horizon, seeds)
     with locked_workdir(workdir) as work, output.stages() as started:
+        source = dataset_source(work, sales, features, stores, options, seed)
         summary = run(work, source, config, dates, started)
     output.summary(summary, work, as_json)
 
