@@ -40,7 +40,6 @@ def run(
     cutoffs: Sequence[date] | None = None,
     horizon: int | None = None,
     feature_service: str | None = None,
-    members: int | None = None,
     **import_options: Any,
 ) -> "FinishedRun":
     """Run the whole pipeline in `workdir` (default: SALESCAST_WORKDIR, else `shared`). Work that is valid is reused.
@@ -48,7 +47,7 @@ def run(
     `sales`, `features`, `stores`: a CSV or Parquet file, or a frame (Polars, pandas, Arrow), with the columns that
     docs/your-data.md describes; without sales, demo data. `import_options` are those of `ingest.import_sales`:
     mapping, planned, open_days, country, skip_bad_rows. `cutoffs`: last weeks with known sales of the backtest.
-    `horizon`: weeks ahead, 1 to 52. `members`: networks in the ensemble. None: the environment, else the default.
+    `horizon`: weeks ahead, 1 to 52; None: SALESCAST_HORIZON, else 8.
 
     Raises UserError when the data or a setting cannot be used, or another process holds the workdir.
     """
@@ -59,7 +58,7 @@ def run(
     from salescast.runtime.lock import locked
 
     work = _workdir(workdir)
-    config = train_config(feature_service=feature_service, horizon=horizon, members=members)
+    config = train_config(feature_service=feature_service, horizon=horizon)
     with locked(work.root):
         source = dataset_source(work, sales, features, stores, import_options)
         run_stages(work, source, config, cutoffs, lambda _stage: None)
@@ -75,7 +74,6 @@ def backtest(
     cutoffs: Sequence[date] | None = None,
     horizon: int | None = None,
     feature_service: str | None = None,
-    members: int | None = None,
     refit: bool = True,
     reference_models: Sequence[str] = (),
     **import_options: Any,
@@ -93,7 +91,7 @@ def backtest(
     from salescast.runtime.lock import locked
 
     work = _workdir(workdir)
-    config = train_config(feature_service=feature_service, horizon=horizon, members=members)
+    config = train_config(feature_service=feature_service, horizon=horizon)
     with locked(work.root):
         dataset_source(work, sales, features, stores, import_options)(work.raw)
         return run_backtest(work, work.raw, config, cutoffs, work.backtest, refit=refit, with_others=reference_models)

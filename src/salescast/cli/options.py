@@ -34,12 +34,6 @@ ServiceOption = Annotated[
         show_default="SALESCAST_FEATURE_SERVICE, else the first",
     ),
 ]
-SeedsOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Networks in the ensemble (one bundle, one forward pass).", show_default="SALESCAST_MEMBERS, else 1"
-    ),
-]
 SalesHelp: Final = "CSV or Parquet with Store, Dept, Date, Weekly_Sales"
 FeaturesOption = Annotated[Path | None, typer.Option(help="CSV or Parquet with Store, Date and columns of the week.")]
 StoresOption = Annotated[Path | None, typer.Option(help="CSV or Parquet with Store, Type, Size, Region.")]
@@ -87,11 +81,11 @@ def workdir_beside(data: Path) -> Path:
     return data.with_name(f"{data.name}.work")
 
 
-def config_of(service: str | None = None, horizon: int | None = None, seeds: int | None = None) -> "TrainConfig":
+def config_of(service: str | None = None, horizon: int | None = None) -> "TrainConfig":
     """The training settings: these options, else the environment, else the defaults."""
     from salescast.model.config import train_config
 
-    return train_config(feature_service=service, horizon=horizon, members=seeds)
+    return train_config(feature_service=service, horizon=horizon)
 
 
 def dates_of(text: str, option: str = "--cutoffs") -> list[date]:

@@ -11,7 +11,6 @@ from salescast.cli.options import (
     DataOption,
     HorizonOption,
     JsonOption,
-    SeedsOption,
     ServiceOption,
     WorkdirOption,
     config_of,
@@ -66,7 +65,6 @@ def train_model(
     workdir: WorkdirOption = None,
     horizon: HorizonOption = None,
     service: ServiceOption = None,
-    seeds: SeedsOption = None,
     cutoff: Annotated[
         str | None, typer.Option(help="Last week to learn from.", show_default="the last week of the data")
     ] = None,
@@ -74,7 +72,7 @@ def train_model(
 ) -> None:
     """Train one model with torchrun and write its bundle.
 
-    Example: `salescast train --seeds 3`
+    Example: `salescast train --horizon 13`
     """
     from salescast.data import dataset
     from salescast.model import bundle
@@ -82,7 +80,7 @@ def train_model(
 
     with locked_workdir(workdir) as work:
         final = dates_of(cutoff, "--cutoff")[0] if cutoff else dataset.Dataset.read(work.data).last_week
-        trained = stages.train_stage(work, config_of(service, horizon, seeds), [], final=final)
+        trained = stages.train_stage(work, config_of(service, horizon), [], final=final)
     output.trained(trained, bundle.read_metadata(trained.final)["metrics"], as_json)
 
 
@@ -95,7 +93,6 @@ def run_backtest(
         Path | None, typer.Option(help="File to write: .csv, .parquet, .xlsx.", show_default="WORKDIR/backtest.parquet")
     ] = None,
     service: ServiceOption = None,
-    seeds: SeedsOption = None,
     no_refit: Annotated[bool, typer.Option("--no-refit", help="Train at the first cutoff only.")] = False,
     others: Annotated[
         str | None, typer.Option("--with", help="Reference models (extra `bench`): lightgbm,mstl,svd.")
@@ -115,7 +112,7 @@ def run_backtest(
         frame = stages.run_backtest(
             work,
             data or work.raw,
-            config_of(service, horizon, seeds),
+            config_of(service, horizon),
             dates_of(cutoffs) if cutoffs else None,
             out or work.backtest,
             refit=not no_refit,

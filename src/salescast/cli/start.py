@@ -18,7 +18,6 @@ from salescast.cli.options import (
     RenameOption,
     SalesHelp,
     SeedOption,
-    SeedsOption,
     ServiceOption,
     SkipOption,
     StoresOption,
@@ -46,7 +45,6 @@ def run_pipeline(
     cutoffs: CutoffsOption = None,
     horizon: HorizonOption = None,
     service: ServiceOption = None,
-    seeds: SeedsOption = None,
     seed: SeedOption = 42,
     as_json: JsonOption = False,
 ) -> None:
@@ -64,7 +62,7 @@ def run_pipeline(
         "skip_bad_rows": skip_bad_rows,
     }  # fmt: skip
     dates = dates_of(cutoffs) if cutoffs else None
-    config = config_of(service, horizon, seeds)
+    config = config_of(service, horizon)
     with locked_workdir(workdir) as work, output.stages() as started:
         source = dataset_source(work, sales, features, stores, options, seed)
         summary = run(work, source, config, dates, started)
