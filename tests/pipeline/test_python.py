@@ -1,5 +1,6 @@
 """The Python interface: light to import, the same results as the command line, frames as good as files."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from salescast.schema import KEYS
 from salescast.workdir import Workdir
 
 Finished = tuple[Path, subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).parents[2]
 COLUMNS = {"store_id": "Store", "dept_id": "Dept", "week": "Date", "weekly_sales": "Weekly_Sales"}
 
 
@@ -132,3 +134,17 @@ def test_the_servers_reason_is_in_the_error(served: tuple[salescast.FinishedRun,
     with pytest.raises(ServerError, match=r"answered 400: .*instances\[0\] \(store_id 99, dept_id 1\)") as caught:
         served[1].forecast([(99, 1)])
     assert caught.value.status == 400
+
+
+@pytest.mark.slow
+def test_the_examples_run(served: tuple[salescast.FinishedRun, salescast.Client]) -> None:
+    _, client = served
+    expected = client.forecast([(1, 1), (1, 2)], weeks=4)
+    for command in ([sys.executable, "examples/client.py"], ["sh", "examples/request.sh"]):
+        done = subprocess.run([*command, client.url], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        if command[0] == "sh":
+            shown = [value for answer in json.loads(done.stdout)["predictions"] for value in answer["forecast"]]
+        else:
+            shown = pl.read_csv(done.stdout.encode())["forecast"].to_list()
+        assert shown == expected["forecast"].to_list()
