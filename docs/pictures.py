@@ -15,6 +15,7 @@ from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 from salescast.cli import output
+from salescast.cli.chart import chart
 from salescast.serving import batch
 from salescast.workdir import Workdir
 
@@ -56,7 +57,7 @@ def terminal(page: webdriver.Chrome, work: Workdir, folder: Path) -> None:
     console = Console(record=True, width=80, file=io.StringIO(), highlight=False)
     rows = batch.forecast_one(work, SERIES["store"], SERIES["dept"], 8)
     console.print(output.forecast_table(rows.to_dicts(), f"store {SERIES['store']}, department {SERIES['dept']}"))
-    console.print(output.chart(batch.history(work, SERIES["store"], SERIES["dept"]), rows))
+    console.print(chart(batch.history(work, SERIES["store"], SERIES["dept"]), rows, console.width))
     drawn = folder / "terminal.svg"
     console.save_svg(str(drawn), title="salescast forecast --store 1 --dept 3 --weeks 8 --draw")
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

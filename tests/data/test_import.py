@@ -505,7 +505,7 @@ def test_the_import_says_for_how_much_opening_days_are_known(
     output.import_report(report, tmp_path / "raw", as_json=False)
     shown = " ".join(capsys.readouterr().out.split())
     assert "opening days are known for 4 of 5 rows of sales, in 4 of 5 weeks; the others count as usual" in shown
-    assert "1 rows with sales on 0 opening days are not learned from" in shown
+    assert "1 rows with sales on 0 opening days are not used for training" in shown
 
 
 def test_plan_is_part_of_the_digest(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ NAMES = (
 SECRETS = {name: f"s3cret.{name.lower()}.f00d" for name in NAMES}
 
 
-def told(text: str) -> list[str]:
+def leaked(text: str) -> list[str]:
     return [name for name, value in SECRETS.items() if value in text]
 
 
@@ -46,7 +46,7 @@ def arguments_watched() -> Iterator[set[str]]:
                     text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 except OSError:
                     continue  # ended meanwhile
-                found.update([text] * bool(told(text)))
+                found.update([text] * bool(leaked(text)))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -59,7 +59,7 @@ def arguments_watched() -> Iterator[set[str]]:
 
 @contextmanager
 def mlflow_with_password(folder: Path) -> Iterator[str]:
-    """A real MLflow server that asks for one."""
+    """A real MLflow server that asks for a password."""
     (folder / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/auth.db\nadmin_username = trainer\n"
         f"admin_password = {SECRETS['MLFLOW_TRACKING_PASSWORD']}\n"
@@ -92,10 +92,10 @@ def mlflow_with_password(folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_run_with_secrets_in_its_environment_tells_none(
+def test_a_run_with_secrets_in_its_environment_leaks_none(
     finished_run: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    """Everything logged, by a real server that asks for a password; then the same with a wrong one."""
+    """Everything is logged to a real server that asks for a password; then again with a wrong password."""
     work = tmp_path / "work"
     shutil.copytree(finished_run[0], work)
     (tmp_path / "server").mkdir()
@@ -105,12 +105,12 @@ def test_a_run_with_secrets_in_its_environment_tells_none(
             for command in (["train"], ["register"]):
                 done = salescast("--verbose", *command, "--workdir", str(work), **environment)
                 assert done.returncode == 0, done.stderr
-                assert told(done.stdout + done.stderr) == []
+                assert leaked(done.stdout + done.stderr) == []
         assert not seen
         wrong = environment | {"MLFLOW_TRACKING_PASSWORD": SECRETS["PGPASSWORD"]}
         refused = salescast("register", "--workdir", str(work), **wrong)
         assert refused.returncode == 1 and "Traceback" not in refused.stderr, refused.stderr
-        assert told(refused.stdout + refused.stderr) == []
+        assert leaked(refused.stdout + refused.stderr) == []
         from mlflow import MlflowClient
 
         with pytest.MonkeyPatch.context() as patch:
@@ -119,10 +119,12 @@ def test_a_run_with_secrets_in_its_environment_tells_none(
             client = MlflowClient(tracking_uri=uri)
             runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
         assert runs, "the run was logged there"
-        assert told(json.dumps([run.to_dictionary() for run in runs], default=str)) == []
+        assert leaked(json.dumps([run.to_dictionary() for run in runs], default=str)) == []
     assert files_with_secrets(work) == []
     assert files_with_secrets(tmp_path / "server" / "artifacts") == []
-    assert files_with_secrets(tmp_path / "server") == [tmp_path / "server" / "auth.ini"], "where it is meant to be"
+    assert files_with_secrets(tmp_path / "server") == [tmp_path / "server" / "auth.ini"], (
+        "the only file that should have it"
+    )
 
 
 @pytest.mark.parametrize("command", [["train"], ["report"]])
@@ -134,8 +136,8 @@ def test_an_address_with_a_password_in_it_is_refused_without_being_shown(command
     assert "no password may stand in it; give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in done.stderr
 
 
-def test_a_secret_would_be_found(tmp_path: Path) -> None:
-    """The searches above can fail."""
+def test_the_searches_find_a_secret(tmp_path: Path) -> None:
+    """Otherwise the tests above could not fail."""
     secret = SECRETS["PGPASSWORD"]
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_text(f"x{secret}x")

@@ -16,7 +16,7 @@ from salescast.schema import KEYS, LABEL, MEDIAN, TIMESTAMP, level_name
 from salescast.tracking import champion
 from salescast.workdir import Workdir
 
-PAST: Final = 52  # weeks of history in the chart
+PAST: Final = 52  # weeks of history beside a forecast
 
 
 def upcoming(workdir: Workdir, pair: tuple[int, int] | None = None) -> pl.DataFrame:

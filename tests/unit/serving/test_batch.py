@@ -9,11 +9,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from salescast import schema
-from salescast.cli import output
 from salescast.data import dataset, tables
 from salescast.errors import UserError
 from salescast.features.build import build_features
@@ -109,31 +106,3 @@ def test_history_ends_with_the_last_observed_week(work: Workdir) -> None:
     raw = pl.read_parquet(work.raw / "sales.parquet").filter(pl.col("store_id") == 1, pl.col("dept_id") == 1).tail(10)
     assert past["week"].to_list() == raw["week"].to_list()
     np.testing.assert_allclose(past["weekly_sales"].to_numpy(), raw["weekly_sales"].to_numpy(), rtol=1e-6)
-
-
-MAYBE = st.none() | st.floats(-1e6, 1e6)
-
-
-@given(
-    st.lists(MAYBE, max_size=20), st.lists(st.tuples(MAYBE, MAYBE, MAYBE), min_size=1, max_size=8), st.integers(2, 20)
-)
-def test_a_chart_has_a_mark_for_every_known_number(past: list, fan: list, height: int) -> None:
-    fan = [sorted(row) if None not in row else [None] * 3 for row in fan]
-    week = date(2025, 1, 3)
-    history = pl.DataFrame(
-        {"week": [week] * len(past), "weekly_sales": past}, {"week": pl.Date, "weekly_sales": pl.Float64}
-    )
-    columns = dict(zip(("p10", "forecast", "p90"), zip(*fan, strict=True), strict=True))
-    ahead = pl.DataFrame(
-        {"week": [week] * len(fan), **columns}, {"week": pl.Date, **dict.fromkeys(columns, pl.Float64)}
-    )
-    text = output.chart(history, ahead, height).plain
-    known = sum(value is not None for value in past)
-    forecasts = sum(row[1] is not None for row in fan)
-    if known + forecasts == 0:
-        assert text == "nothing to draw: no sales and no forecast"
-        return
-    lines = text.splitlines()
-    assert len(lines) == height + 1
-    picture = "".join(line[13:] for line in lines[:-1])
-    assert (picture.count("o"), picture.count("*")) == (known, forecasts)
