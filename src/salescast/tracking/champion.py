@@ -1,6 +1,6 @@
-"""The champion: what is served and forecast from by default, kept as a bundle folder.
+"""The champion: the model version behind an alias of the MLflow registry, downloaded as a bundle folder.
 
-The champion is the version that an alias of the MLflow registry names.
+It is what serves and forecasts by default.
 """
 
 import json
@@ -32,7 +32,7 @@ UNKNOWN: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflo
 
 
 class NoChampionError(UserError):
-    """The registry answers, or there is none, and it has no such model: nothing is served by default."""
+    """There is no registry, or it has no such model, so there is nothing to serve by default."""
 
 
 def split(model: str) -> tuple[str, str]:
@@ -44,15 +44,15 @@ def split(model: str) -> tuple[str, str]:
 
 
 def chosen(model: str | None = None, model_dir: Path | None = None) -> str | Path:
-    """What serves and forecasts: what is asked for here, else by the environment, else the champion.
+    """The model to serve and forecast with: the arguments, else the environment, else the champion.
 
-    A string is a model of the registry, a path a bundle folder.
+    A string names a model of the registry, a path a bundle folder.
     """
     return model or model_dir or settings().model or settings().model_dir or CHAMPION
 
 
 def bundle_folder(workdir: Workdir, model_dir: Path | None = None) -> Path:
-    """The bundle folder of what `chosen` says; a model of the registry is brought to `workdir.champion` first.
+    """The bundle folder of the `chosen` model; one of the registry is downloaded to `workdir.champion` first.
 
     Raises NoChampionError without such a model, UserError when MLflow does not answer and no copy is kept.
     """
@@ -61,14 +61,14 @@ def bundle_folder(workdir: Workdir, model_dir: Path | None = None) -> Path:
 
 
 def keep(workdir: Workdir, model: str = CHAMPION) -> Path:
-    """Bring the bundle of `model` to `workdir.champion`, if another one is there; returns its folder."""
+    """Download the bundle of `model` to `workdir.champion`, unless it is there; returns its folder."""
     follower = Follower(model, workdir.champion, workdir)
     follower.fetch_or_copy()
     return follower.bundle
 
 
 class Follower:
-    """Keeps in `folder` the bundle that the alias of `model` names."""
+    """Keeps `folder` up to date with the bundle that the alias of `model` names."""
 
     def __init__(self, model: str, folder: Path, workdir: Workdir) -> None:
         """Raises UserError for a model that is not named as `split` has it, NoChampionError without a registry."""
@@ -94,10 +94,10 @@ class Follower:
         return mlflow_client(self.uri)
 
     def fetch(self) -> None:
-        """Bring the bundle into the folder if it is another one than is there.
+        """Download the bundle into the folder, unless it is there.
 
         Raises NoChampionError when MLflow has no such alias, UserError when it does not answer or has a broken bundle,
-        and when the folder cannot be written. A version that did not arrive whole is fetched again at the next call.
+        and when the folder cannot be written. The next call repeats a download that did not complete.
         """
         version = self._version()
         wanted = {"uri": self.uri, "version": str(version.version), "run_id": str(version.run_id)}
@@ -155,7 +155,7 @@ class Follower:
         return UserError(f"MLflow at {self.uri} does not give {self.model}: {reason[:300]}; {self.by_name}")
 
     def fetch_or_copy(self) -> None:
-        """`fetch`; where that cannot be done, the bundle that the workdir keeps goes on, and that is said."""
+        """`fetch`; if that fails, log it and use the copy that the workdir keeps."""
         from salescast.tracking.mlflow import check
 
         try:
@@ -175,7 +175,7 @@ class Follower:
 
 
 def _note(folder: Path) -> dict[str, str]:
-    """Which version is in `folder`; {} where that is not known."""
+    """The version in `folder`; {} if unknown."""
     try:
         found = json.loads((folder / NOTE).read_text())
     except (OSError, ValueError):
@@ -184,7 +184,7 @@ def _note(folder: Path) -> dict[str, str]:
 
 
 def _holds(folder: Path, wanted: dict[str, str]) -> bool:
-    """Whether the folder has the whole bundle of this version."""
+    """Whether the folder has the complete bundle of this version."""
     from salescast.model import bundle
 
     return bool(wanted) and _note(folder) == wanted and bundle.is_complete(folder / BUNDLE)

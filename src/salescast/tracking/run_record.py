@@ -1,4 +1,4 @@
-"""What must be known of a training run to repeat it: kept as `record/record.json` in its MLflow run."""
+"""The run record: what is needed to repeat a training run. It is `record/record.json` in its MLflow run."""
 
 import json
 import os
@@ -23,7 +23,7 @@ NAME: Final = "record.json"
 
 @dataclass(frozen=True)
 class Record:
-    """The data, code, environment, settings and machine of a run. None: could not be found out there.
+    """The data, code, environment, settings and machine of a run. None: could not be determined.
 
     The seeds are `config.seed` and what the training derives from it, epoch and rank.
     """
@@ -38,7 +38,7 @@ class Record:
     constraints_digest: str | None
     python: str
     hardware: dict[str, str | int]
-    code_digest: str | None = None  # of what decides the result, see codedigest; None in records of before
+    code_digest: str | None = None  # see runtime.code_digest; None in old records
 
     def write(self, folder: Path) -> None:
         with replace_file(folder / NAME) as temporary:
@@ -55,7 +55,7 @@ class Record:
             raise UserError(f"the run's record {path.name} cannot be read ({error!r}); train again") from None
 
     def tags(self) -> dict[str, str]:
-        """What the settings do not say, as MLflow tags."""
+        """MLflow tags of all but the training settings."""
         plain = {name: value for name, value in asdict(self).items() if name not in ("config", "hardware", "cutoff")}
         named = plain | {f"hardware_{name}": value for name, value in self.hardware.items()}
         return {name: str(value) for name, value in named.items()}
@@ -81,7 +81,7 @@ def collect(
 
 
 def _home() -> Path:
-    """Where the program's own files are: the repository, or its folder in the image."""
+    """The root of the program's files: the repository, or its folder in the image."""
     return settings().feature_repo.resolve().parent
 
 
