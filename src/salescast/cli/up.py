@@ -72,8 +72,10 @@ def _page(name: str, port: int, ready: str, work: Workdir, command: tuple[str, .
     # MLflow would start six more processes for jobs that nobody has here.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} if name == "MLflow" else {}
     log = work.root / "logs" / f"{name.lower()}.log"
+    path = "/docs" if name == "forecasts" else ""
     return Page(
-        f"http://localhost:{port}", Service(name, command, f"http://127.0.0.1:{port}{ready}", log, folder, environment)
+        f"http://localhost:{port}{path}",
+        Service(name, command, f"http://127.0.0.1:{port}{ready}", log, folder, environment),
     )
 
 
