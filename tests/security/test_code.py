@@ -106,10 +106,8 @@ def test_a_bundle_with_code_is_refused_and_the_code_does_not_run(folder: Path, t
     content = payload(marker, legacy)
     (evil / bundle.FINAL).write_bytes(content)
     described = json.loads((evil / bundle.METADATA).read_text())
-    del described["seal"]  # as bundles of an earlier version
-    described["files"][bundle.FINAL] = hashlib.sha256(
-        content
-    ).hexdigest()  # an attacker who can write one file can write both
+    del described["checksum"]  # the earliest bundles have none
+    described["files"][bundle.FINAL] = hashlib.sha256(content).hexdigest()  # whoever can write one file writes both
     (evil / bundle.METADATA).write_text(json.dumps(described))
     with pytest.raises(
         UserError, match=r"bundle .* cannot be used: UnpicklingError: .*; run `salescast train`"
