@@ -169,6 +169,7 @@ def test_a_view_of_any_name_works_and_affects_no_other(filled, tmp_path: Path) -
     hostile = FeatureView(name=HOSTILE, entities=[], schema=view.schema, source=view.batch_source, ttl=None)
     hostile.entities, hostile.entity_columns = view.entities, view.entity_columns
     store.apply([hostile])
+    store.refresh_registry()
     assert OnlineReader(open_database(options, tmp_path), "p", {"view": TYPES}).read(PAIRS[:1]).position.tolist() == [0]
     other = frame.with_columns(count=pl.lit(99, pl.Int32))
     store.write_to_online_store(HOSTILE, other.to_pandas())
