@@ -11,7 +11,7 @@ from salescast.data import dataset
 from salescast.errors import UserError
 from salescast.feature_store import repo, retrieval
 from salescast.features.build import build_features
-from salescast.model.bundle import finished
+from salescast.model.bundle import is_finished
 from salescast.runtime import code_digest
 from salescast.runtime.code_digest import EXCLUDED, FEATURES, RETRIEVAL, SOURCE, TRAINING, closure, digest
 from salescast.training.main import run_plan
@@ -94,9 +94,9 @@ def test_changed_code_means_a_new_fit(plan_of: Callable[..., Plan], monkeypatch:
     plan = plan_of(epochs=1)
     assert run_plan(plan) == 0
     fit = plan.fits[0]
-    assert finished(fit.out, plan.digest(fit))
+    assert is_finished(fit.out, plan.digest(fit))
     monkeypatch.setattr(code_digest, "digest", lambda roots: "0" * 64)
-    assert not finished(fit.out, plan.digest(fit))
+    assert not is_finished(fit.out, plan.digest(fit))
 
 
 def test_features_made_by_other_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
