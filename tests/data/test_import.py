@@ -1,4 +1,4 @@
-"""Import of a retailer's files: every record is accepted, plan, or reported with its reason."""
+"""Import of a retailer's files: every row is accepted, part of the plan, or rejected with a reason."""
 
 import csv
 import io
@@ -80,7 +80,7 @@ def whole_number(text: str) -> int | None:
 
 
 def parse(record: tuple[str, ...]) -> tuple[int, int, date, float | None] | None:
-    """A record's values, None where a cell is wrong; missing sales are None."""
+    """The values of a row, None where a cell is wrong; missing sales are None."""
     store, dept, day, sales = (cell.strip() for cell in record)
     try:
         when = date.fromisoformat(day.removesuffix(" 00:00:00"))
@@ -111,7 +111,7 @@ def classify(rows: list[tuple[str, ...]]) -> tuple[dict[tuple[int, int, date], f
 
 @quick
 @given(records)
-def test_what_is_accepted_and_rejected_is_what_a_loop_finds(tmp_path: Path, rows: list[tuple[str, ...]]) -> None:
+def test_rows_are_accepted_and_rejected_as_by_a_loop(tmp_path: Path, rows: list[tuple[str, ...]]) -> None:
     accepted, rejected = classify(rows)
     stores = write(tmp_path / "stores.csv", ["Store", "Type", "Size"], [(1, "A", 100), (2, "B", "NA")])
     if not accepted:
@@ -198,7 +198,7 @@ def lines_with_content(text: str) -> int:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(mutation, min_size=1, max_size=6))
 def test_no_line_of_a_mutated_file_is_lost(tmp_path: Path, mutations: list[tuple[str, int, int, bytes]]) -> None:
-    """One clear line and the exit, or: each line of the file is an accepted row or stands in the report."""
+    """Either a one-line error, or each line of the file is an accepted row or is in the report."""
     path = tmp_path / "sales.csv"
     path.write_bytes(mutated(mutations))
     try:
@@ -287,7 +287,7 @@ def test_a_bad_row_is_reported_with_its_number_cell_and_reason(
     assert (report.dataset.rows, balanced(report)) == (2, True)
 
 
-def test_text_that_is_not_utf8_is_a_bad_row_and_a_foreign_encoding_a_bad_file(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_is_a_bad_row_and_another_encoding_a_bad_file(tmp_path: Path) -> None:
     path = write(tmp_path / "sales.csv", HEADER, GOOD)
     path.write_bytes(path.read_bytes() + b"1,\xe9,2012-09-21,5\n" + "Zürich,1\n".encode() + b"\xe9\n")
     report = ingest.import_sales(path, None, None, tmp_path / "raw", skip_bad_rows=True)
@@ -377,7 +377,7 @@ def test_without_a_stores_file_stores_are_known_by_id_only(tmp_path: Path) -> No
     assert raw.store_weeks.is_empty()
 
 
-def test_own_column_names_by_mapping(tmp_path: Path) -> None:
+def test_other_column_names_are_mapped(tmp_path: Path) -> None:
     features = write(tmp_path / "features.csv", ["shop", "Date", "temp"], [(1, week(0), 70)])
     report = run(
         tmp_path,
@@ -463,10 +463,10 @@ def test_planned_columns_of_both_files_and_rows_of_the_future(tmp_path: Path) ->
     assert raw.plan is not None
     plan = raw.plan.collect()
     assert plan.columns == ["store_id", "dept_id", "week", "known_at", "Promo", "School", "Open"]
-    told = datetime(2012, 9, 1, 8, tzinfo=UTC)
+    known_at = datetime(2012, 9, 1, 8, tzinfo=UTC)
     assert plan.rows() == [
         (1, None, FRIDAY, None, None, 1.0, None),
-        (1, None, FRIDAY + timedelta(21), told, None, 0.0, None),
+        (1, None, FRIDAY + timedelta(21), known_at, None, 0.0, None),
         (1, 1, FRIDAY, None, 2.0, None, 6.0),
         (1, 1, FRIDAY + timedelta(14), None, 3.5, None, 7.0),
     ]
@@ -497,9 +497,7 @@ def test_known_opening_days_are_counted_as_a_loop_does(tmp_path: Path, cells: li
     assert run(tmp_path, rows, header=[*HEADER, "Open"], features=features).opening is None
 
 
-def test_the_import_says_for_how_much_opening_days_are_known(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_import_reports_how_many_opening_days_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(1, 1, week(k), 10, 0 if k == 3 else 6 if k else "") for k in range(5)]
     report = run(tmp_path, rows, header=[*HEADER, "Open"], open_days="Open")
     output.import_report(report, tmp_path / "raw", as_json=False)
@@ -538,7 +536,7 @@ def test_bad_plans_are_bad_rows(tmp_path: Path, cell: str, moment: str, reason: 
         )
 
 
-def test_empty_sales_after_the_last_week_are_no_plan_without_planned_columns(tmp_path: Path) -> None:
+def test_without_planned_columns_empty_sales_after_the_last_week_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 x Weekly_Sales is missing"):
         run(tmp_path, [(1, 1, week(0), 1, 5), (1, 1, week(1), "", 5)], header=[*HEADER, "Promo"])
 
@@ -585,7 +583,7 @@ def test_options_and_headers(tmp_path: Path, header: list[str], options: dict[st
     assert not (tmp_path / "raw").exists()
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_missing_empty_and_foreign_files_are_refused(tmp_path: Path) -> None:
     def imported(path: Path) -> None:
         ingest.import_sales(path, None, None, tmp_path / "raw")
 
@@ -634,7 +632,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not WALMART.is_dir(), reason="the published sales data are not beside the repository")
-def test_published_data_as_they_are(tmp_path: Path) -> None:
+def test_published_data_are_imported_unchanged(tmp_path: Path) -> None:
     files = (WALMART / "train.csv", WALMART / "features.csv", WALMART / "stores.csv")
     report = ingest.import_sales(*files, tmp_path / "raw")
     expected = pl.read_csv(files[0], try_parse_dates=True)

@@ -55,7 +55,7 @@ def at(day: date) -> np.ndarray:
 
 @settings(deadline=None)
 @given(dates)
-def test_published_columns_are_what_a_loop_over_the_days_finds(label: date) -> None:
+def test_published_columns_equal_a_loop_over_the_days(label: date) -> None:
     found = {name: int(values[0]) for name, values in retail_calendar.published(at(label), US).items()}
     held = seven_days(label)
     events = sorted(d for year in range(label.year - 1, label.year + 2) for d in headline_of(year))
@@ -101,7 +101,7 @@ def test_super_bowl_is_on_its_real_day(game: date) -> None:
 
 @settings(deadline=None)
 @given(st.lists(dates, min_size=6, max_size=6))
-def test_any_shape_gives_that_shape(labels: list[date]) -> None:
+def test_results_have_the_shape_of_the_weeks(labels: list[date]) -> None:
     flat = np.array(labels, dtype="datetime64[D]")
     for function in (
         retail_calendar.week_of_year,

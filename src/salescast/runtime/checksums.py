@@ -16,23 +16,22 @@ CODE: Final = "code"  # key in a list: the digest of the code that made the file
 TICK: Final = 0.1  # seconds
 
 _State = tuple[int, int, int, int, int]
-_known: dict[Path, tuple[_State, str]] = {}
+_known: dict[_State, str] = {}
 
 
 def sha256(path: Path) -> str:
     """The digest of a file's bytes. Raises OSError.
 
-    A file is read once in a process and again after any change: its inode, size and times are compared.
+    A file is read once in a process, and again after any change: device, inode, size and times identify its content.
     """
-    path = path.absolute()
     before = _state(path)
-    if path in _known and _known[path][0] == before:
-        return _known[path][1]
+    if before in _known:
+        return _known[before]
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     changed_at = max(before[3:]) / 1e9
     if _state(path) == before and time.time() - changed_at > TICK:
-        _known[path] = before, digest
+        _known[before] = digest
     return digest
 
 

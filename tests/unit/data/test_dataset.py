@@ -1,4 +1,4 @@
-"""The raw dataset folder: written whole, read back, named by its content."""
+"""The raw dataset folder: written atomically, read back, identified by a digest of its content."""
 
 import json
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_generated_data_is_read_back(out: Path) -> None:
     assert sorted(content(out)) == sorted([dataset.META, dataset.SALES, dataset.STORES, dataset.STORE_WEEKS])
 
 
-def test_the_digest_names_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_identifies_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = dataset.generate(tmp_path / "a", **NUMBERS, seed=7)
     monkeypatch.setattr(dataset, "ROW_GROUP", 5)
     again = dataset.generate(tmp_path / "b", **NUMBERS, seed=7)
@@ -74,7 +74,7 @@ def test_the_digest_names_the_content(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @settings(max_examples=50, deadline=None)
 @given(sales_rows, st.data())
-def test_a_digest_does_not_depend_on_chunks_and_does_on_every_value(
+def test_a_digest_depends_on_every_value_but_not_on_chunks(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int, date, float]], draw: st.DataObject
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "digest.parquet"
@@ -109,7 +109,7 @@ def test_digests_of_tables_with_missing_values_and_text_are_equal_for_equal_tabl
     assert (digests[0] == digests[1]) == (one == two)
 
 
-def test_missing_is_not_zero_and_not_empty_in_a_digest(tmp_path: Path) -> None:
+def test_a_digest_tells_missing_from_zero_and_empty(tmp_path: Path) -> None:
     tables = [
         pl.DataFrame([(1, kind, size, "x")], schema=RAW_STORES, orient="row")
         for kind, size in ((None, None), ("", 0), ("", None), (None, 0))
@@ -120,7 +120,7 @@ def test_missing_is_not_zero_and_not_empty_in_a_digest(tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
-def test_generating_again_replaces_the_folder_whole(out: Path) -> None:
+def test_generating_again_replaces_the_complete_folder(out: Path) -> None:
     dataset.generate(out, **NUMBERS, seed=1)
     (out / dataset.REJECTED).write_text("of an earlier import")
     (out / dataset.PLAN).write_text("of an earlier import")
@@ -160,7 +160,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
         dataset.generate(Path("/proc/nothing"), **NUMBERS)
 
 
-def test_what_is_no_dataset_is_said_with_what_to_do(out: Path) -> None:
+def test_a_folder_without_a_dataset_is_refused_with_advice(out: Path) -> None:
     with pytest.raises(
         UserError, match=r"no dataset in .*raw .*run `salescast data generate` or `salescast data import`"
     ):
@@ -181,7 +181,7 @@ def test_a_broken_or_foreign_part_is_named(out: Path, name: str) -> None:
         (out / name).write_bytes(broken)
         with pytest.raises(UserError, match=f"{name} is damaged or was changed; generate or import the data again"):
             dataset.load(out)
-    (out / dataset.META).write_text(replace(meta, files={}).to_json())  # as written by something else
+    (out / dataset.META).write_text(replace(meta, files={}).to_json())  # as written by another program
     for broken in (b"", b"PAR1", whole[: len(whole) // 2], whole[:-20]):
         (out / name).write_bytes(broken)
         with pytest.raises(UserError, match=f"{name} cannot be read .*generate or import the data again"):

@@ -1,4 +1,4 @@
-"""The demo world: its noise floor is what it says, its parts are real, and chunks do not matter."""
+"""Demo data: the noise floor is as stated, the factors have an effect, chunks do not matter."""
 
 import numpy as np
 import polars as pl
@@ -24,7 +24,7 @@ def default() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def expected() -> np.ndarray:
-    """The default world without noise: what the best forecaster knows."""
+    """Expected sales of the default world, without noise."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "NOISE_SIGMA", 0.0)
         return sales_of(demo.World.create(45, 14, 104, 42))

@@ -1,4 +1,4 @@
-"""Tables written in the format of their name."""
+"""Tables are written in the format of the file name."""
 
 from datetime import date
 from pathlib import Path

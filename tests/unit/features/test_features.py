@@ -1,4 +1,4 @@
-"""Published features: a plain loop per series as the oracle, no leak, and the same file from any chunks."""
+"""Published features: a plain loop per series as the oracle, no leak, the same file for all chunk sizes."""
 
 from datetime import date, timedelta
 from pathlib import Path
@@ -85,7 +85,7 @@ def oracle(held: dict[int, float], known: Conditions, store: int, k: int) -> dic
 
 @settings(max_examples=150, deadline=None)
 @given(histories, conditions)
-def test_every_column_is_what_a_loop_over_the_series_finds(found: Histories, known: Conditions) -> None:
+def test_every_column_equals_a_loop_over_the_series(found: Histories, known: Conditions) -> None:
     table = published.sales_features(raw_sales(found), raw_store_weeks(known), US)
     assert table.columns == [*KEYS, TIMESTAMP, *SALES_FEATURES]
     assert table.schema[TIMESTAMP] == TIMESTAMP_TYPE
@@ -124,8 +124,8 @@ def test_sales_of_a_week_change_no_feature_up_to_that_week(
 
 @settings(max_examples=50, deadline=None)
 @given(histories, conditions, st.integers(1, 17))
-def test_the_upcoming_row_is_the_row_that_history_will_have(found: Histories, known: Conditions, t: int) -> None:
-    """Cut the sales before week t: its row, then upcoming, has the features it has once week t is history."""
+def test_the_upcoming_row_equals_the_later_row_of_the_history(found: Histories, known: Conditions, t: int) -> None:
+    """With sales cut before week t, its upcoming row has the features that it has later as history."""
     cut = {key: {k: y for k, y in held.items() if k < t} for key, held in found.items()}
     cut = {key: held for key, held in cut.items() if held}
     if not cut:
@@ -166,7 +166,7 @@ def raw_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_build_writes_both_views_whole_and_sorted(raw_dir: Path, tmp_path: Path) -> None:
+def test_build_writes_both_views_complete_and_sorted(raw_dir: Path, tmp_path: Path) -> None:
     raw = dataset.load(raw_dir)
     summary = build_features(raw_dir, tmp_path, views=VIEWS)
     assert summary.rows == {"sales_features": 7 * 3 * 31, "store_features": 21}
@@ -189,7 +189,7 @@ def test_build_writes_both_views_whole_and_sorted(raw_dir: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("chunk", "group"), [(1, 1), (100, 62), (200, 70), (10_000, 1000)])
-def test_any_chunk_gives_the_same_table_in_row_groups_of_whole_series(
+def test_any_chunk_gives_the_same_table_in_row_groups_of_complete_series(
     raw_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, group: int
 ) -> None:
     whole = pl.read_parquet(build_features(raw_dir, tmp_path / "whole", views=VIEWS).files["sales_features"])
@@ -222,7 +222,7 @@ def test_failed_build_leaves_the_earlier_features(
     assert len(list(tmp_path.iterdir())) == len(before) + 2  # features.json, upcoming.parquet
 
 
-def test_build_says_what_cannot_be_read_or_written(raw_dir: Path, tmp_path: Path) -> None:
+def test_build_names_what_cannot_be_read_or_written(raw_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no dataset in .*nowhere"):
         build_features(tmp_path / "nowhere", tmp_path)
     (tmp_path / "file").touch()
@@ -237,7 +237,7 @@ def test_build_says_what_cannot_be_read_or_written(raw_dir: Path, tmp_path: Path
     ids=["first accepted week", "last accepted week"],
 )
 def test_every_week_that_the_import_accepts_can_be_trained_on(first: date, country: str, tmp_path: Path) -> None:
-    """From the import's limits to the inputs of a forecast of a year: no stage refuses what an earlier one took."""
+    """From the limits of the import to the inputs of a one-year forecast: all stages accept the same weeks."""
     rows = [(1, 1, first + k * WEEK, 100 + k % 7) for k in range(60)]
     sales = pl.DataFrame(rows, schema=["Store", "Dept", "Date", "Weekly_Sales"], orient="row")
     sales.write_csv(tmp_path / "sales.csv")

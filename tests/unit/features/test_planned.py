@@ -1,4 +1,4 @@
-"""Inputs planned ahead: what a base week may know of them, and what they are worth."""
+"""Planned inputs: what a base week may know of them, and their effects."""
 
 import math
 from datetime import UTC, date, datetime, timedelta
@@ -40,7 +40,7 @@ def known_to(table: pl.DataFrame, row: int, base: int, target: int) -> float | N
     return None if np.isnan(value) else float(value)
 
 
-def test_a_plan_without_a_date_is_always_known_and_counts_for_every_department() -> None:
+def test_a_plan_without_a_date_is_always_known_to_every_department() -> None:
     table = plan([(1, None, 9, None, 3.0)])
     assert [known_to(table, row, 0, 9) for row in (0, 1, 2)] == [3.0, 3.0, None]
     assert known_to(table, 0, 0, 8) is None
@@ -53,7 +53,7 @@ def test_a_department_has_its_own_plan() -> None:
     assert [known_to(table, row, 0, 9) for row in (0, 1)] == [3.0, 5.0]
 
 
-def test_a_row_without_a_value_leaves_that_of_an_earlier_row() -> None:
+def test_a_row_without_a_value_keeps_that_of_an_earlier_row() -> None:
     """Promotions by department in one file, opening days by store in another: one row each, with one value each."""
     at = datetime(2010, 2, 5, tzinfo=UTC) + timedelta(weeks=3)
     table = plan([(1, None, 9, None, 3.0), (1, 2, 9, None, None), (1, 1, 9, at, None)])
@@ -76,7 +76,7 @@ def test_a_later_version_replaces_an_earlier_one_from_then_on() -> None:
     assert [known_to(table, 0, base, 9) for base in range(1, 9)] == [None, None, 3.0, 3.0, 3.0, 7.0, 7.0, 7.0]
 
 
-def test_effects_are_those_that_made_the_sales() -> None:
+def test_effects_are_those_of_the_simulated_sales() -> None:
     random = np.random.default_rng(0)
     n, length = 30, 60
     promo, price = random.integers(0, 2, (n, length)) * 1.0, random.uniform(1, 2, (n, length))
@@ -117,7 +117,7 @@ def test_usual_open_days_are_the_median_of_the_last_known_ones(histories: list[l
 
 
 def shop(length: int = 70, closed: int = 65, ahead: int = 8) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """One series that sells 10 a day on 6 days a week, twice as much in promotions, and is shut in week `closed`."""
+    """One series that sells 10 a day on 6 days a week, twice as much in promotions, and is closed in week `closed`."""
     random = np.random.default_rng(1)
     promo = random.integers(0, 2, length + ahead)
     days = np.where(np.arange(length + ahead) % 10 == closed % 10, 0, 6)
@@ -152,7 +152,7 @@ def test_planned_columns() -> None:
 
 @pytest.mark.parametrize("known", [range(40, 78), range(30), range(0, 78, 2), range(0)], ids=str)
 def test_unknown_opening_days_are_the_usual_ones(known: range) -> None:
-    """Opening days known for some weeks, or in no week at all, change nothing where every week is a usual one."""
+    """Opening days known for some weeks, or in no week at all, change nothing when every week has the usual number."""
     sales, table = shop()
     table = table.with_columns(Open=pl.lit(6.0, pl.Float32))
     rows = table.with_row_index().with_columns(Open=pl.when(pl.col("index").is_in(list(known))).then("Open"))

@@ -1,4 +1,4 @@
-"""Seasonal primitives and the inputs made of them against slow loops, and what they must not know."""
+"""The seasonal view and the inputs computed from it against slow loops; no leaks."""
 
 import math
 from datetime import date, datetime, timedelta
@@ -97,7 +97,7 @@ def both_years(values: list[float | None]) -> tuple[list[float | None], list[flo
 
 
 def expected(history: History, store: int, dept: int, b: int, horizon: int) -> dict:
-    """Definitions of schema.SEASONAL_FEATURES, all but the reconstruction and what is made of it."""
+    """Definitions of schema.SEASONAL_FEATURES, except the reconstruction and what depends on it."""
     values = history[store, dept]
     year = before(values, b, 52)
     level = average(year)
@@ -160,7 +160,7 @@ def test_every_cell_equals_its_definition(seed: int, horizon: int) -> None:
 
 
 def slow_reconstruction(matrix: np.ndarray, b: int) -> np.ndarray:
-    """Truncated SVD of the weeks before b, by the definition."""
+    """Truncated SVD of the weeks before b, by definition."""
     left, values, right = np.linalg.svd(matrix[:, :b], full_matrices=False)
     return left[:, :8] * values[:8] @ right[:8]
 
@@ -203,7 +203,7 @@ def test_department_of_few_stores_keeps_its_sales() -> None:
                 assert smooth == raw
 
 
-def test_gaps_are_filled_with_level_times_the_week_of_the_department() -> None:
+def test_gaps_are_filled_with_level_times_the_index_of_the_department() -> None:
     """Three series of one shape; the gap of the third gets its own level times the week of the others."""
     shape = [1.0] * 60
     shape[40] = 3.0
@@ -421,7 +421,7 @@ def test_rows_do_not_depend_on_each_other_and_both_services_agree() -> None:
     np.testing.assert_array_equal(shorter.step, whole.step[:, :2, keep])
 
 
-def test_silent_for_a_year_is_a_forecast_of_nothing() -> None:
+def test_a_series_without_sales_for_a_year_has_no_forecast() -> None:
     history = {(1, 1): [10.0] * 5 + [None] * 70, (2, 1): [5.0] * 75}
     frame = with_store(seasonal_features(sales_of(history), horizon=H)).filter(pl.col("store_id") == 1).tail(1)
     found = built(frame)

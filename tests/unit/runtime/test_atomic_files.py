@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all."""
+"""Files and folders appear complete or not at all."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def test_a_file_is_replaced_at_the_end_only(tmp_path: Path) -> None:
     assert names(target.parent) == ["file.txt"]
 
 
-def test_the_file_has_the_rights_of_an_ordinary_file(tmp_path: Path) -> None:
+def test_the_file_has_the_permissions_of_an_ordinary_file(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         with replace_file(tmp_path / "file") as temporary:
@@ -40,13 +40,13 @@ def test_the_file_has_the_rights_of_an_ordinary_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("replace", [replace_file, replace_dir])
 def test_the_umask_of_the_process_is_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace) -> None:
-    """It belongs to all threads: what another one makes meanwhile would be writable for everybody."""
+    """It is shared by all threads: files that others create meanwhile would be writable for everybody."""
     monkeypatch.setattr(os, "umask", lambda _: pytest.fail("changed"))
     with replace(tmp_path / "target"):
         pass
 
 
-def test_what_was_moved_aside_by_a_killed_writer_comes_back(tmp_path: Path) -> None:
+def test_a_folder_moved_aside_by_a_killed_writer_is_put_back(tmp_path: Path) -> None:
     """Also after days: it may be the only copy."""
     (tmp_path / "deep" / ".folder.old").mkdir(parents=True)
     os.utime(tmp_path / "deep" / ".folder.old", (0, 0))
@@ -66,7 +66,7 @@ def test_an_error_leaves_the_earlier_one_and_nothing_else(tmp_path: Path, replac
     assert names(tmp_path) == ["target"]
 
 
-def test_a_folder_replaces_a_folder_with_all_it_held(tmp_path: Path) -> None:
+def test_a_folder_replaces_a_folder_and_its_content(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     with replace_dir(target) as temporary:
         (temporary / "gone").touch()
@@ -102,7 +102,7 @@ def test_a_folder_is_replaced_on_file_systems_that_swap_and_on_others(
     assert names(tmp_path) == ["folder"]
 
 
-def test_the_earlier_folder_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_swapped_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with replace_dir(tmp_path / "folder") as temporary:
         (temporary / "file").write_text("old")
     moved: list[Path] = []
@@ -114,7 +114,7 @@ def test_the_earlier_folder_is_there_at_every_moment(tmp_path: Path, monkeypatch
     assert (tmp_path / "folder" / "file").read_text() == "new"
 
 
-def test_what_killed_writers_left_is_cleared_away_when_it_is_old(tmp_path: Path) -> None:
+def test_files_left_by_killed_writers_are_removed_when_they_are_old(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
         "from salescast.runtime.atomic_files import replace_dir, replace_file\n"

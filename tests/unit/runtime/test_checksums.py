@@ -41,9 +41,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_an_unchanged_file_is_read_once(tmp_path: Path, reads: list[str]) -> None:
-    path = tmp_path / "a"
+    path = tmp_path / "folder" / "a"
+    path.parent.mkdir()
     path.write_bytes(b"content")
-    assert {checksums.sha256(path) for _ in range(3)} == {hashlib.sha256(b"content").hexdigest()}
+    digests = {checksums.sha256(path) for _ in range(3)}
+    path.parent.rename(moved := tmp_path / "moved")
+    digests.add(checksums.sha256(moved / "a"))
+    assert digests == {hashlib.sha256(b"content").hexdigest()}
     assert len(reads) == 1
 
 

@@ -30,7 +30,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
         pass
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     refusal = r"cannot write to .*file/work: Not a directory; choose another --workdir"
     with pytest.raises(UserError, match=refusal), locked(tmp_path / "file" / "work"):

@@ -22,14 +22,14 @@ FRAME = pl.DataFrame(
 )
 
 
-def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_table_is_read_back_unchanged(tmp_path: Path) -> None:
     parquet.write(FRAME, tmp_path / "f.parquet")
     assert parquet.read(tmp_path / "f.parquet", "x").equals(FRAME)
     assert pl.read_parquet(tmp_path / "f.parquet").equals(FRAME)
     assert [path.name for path in tmp_path.iterdir()] == ["f.parquet"]
 
 
-def test_no_flipped_bit_and_no_cut_gives_another_table(tmp_path: Path) -> None:
+def test_a_flipped_bit_or_a_cut_never_gives_other_values(tmp_path: Path) -> None:
     path = tmp_path / "f.parquet"
     parquet.write(FRAME, path)
     whole = path.read_bytes()
@@ -48,7 +48,7 @@ def test_no_flipped_bit_and_no_cut_gives_another_table(tmp_path: Path) -> None:
             refused += 1
             assert str(path) in str(error) and str(error).endswith("; make it again") and "\n" not in str(error)
         else:
-            # A bit of the statistics or of a name that nobody reads: the values are right or the columns are missing.
+            # A bit of the statistics or of a name: the values are right, or columns are missing.
             assert found.equals(FRAME) or found.columns != FRAME.columns or found.schema != FRAME.schema
     assert refused > 200
 
@@ -58,7 +58,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         parquet.read(tmp_path / "none.parquet", "run it")
 
 
-def test_metadata_that_is_no_text_is_damage(tmp_path: Path) -> None:
+def test_metadata_that_is_not_utf8_is_damage(tmp_path: Path) -> None:
     """Polars panics at it."""
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({b"key": b"\xff"}), path)
