@@ -40,7 +40,7 @@ from salescast.retail_calendar import calendar
 from salescast.training.distributed import Group, connect
 from salescast.training.plan import Fit, Plan
 from salescast.training.samples import Samples, build_samples, day_number, fit_scaler, load_shard, window_mask
-from salescast.training.trainer import EVER, Trainer
+from salescast.training.trainer import Trainer
 
 DEPTS, WEEKS, EPOCHS, ROUNDS = 14, 104, 3, 5
 CONFIG = TrainConfig(feature_service=schema.TRAINING_SERVICE, linear=False)
@@ -131,7 +131,7 @@ def worker(way: str, training: Path, epochs: int, out: Path) -> None:
         start = time.perf_counter()
         shard = load_shard(training, CONFIG, calendar("US"), group.rank, group.world)
         loading = time.perf_counter() - start
-        mask = window_mask(shard, EVER, day_number(datetime(2100, 1, 1, tzinfo=UTC).date()), CONFIG.min_history)
+        mask = window_mask(shard, None, day_number(datetime(2100, 1, 1, tzinfo=UTC).date()), CONFIG.min_history)
         scaler = fit_scaler(shard, mask, group)
         epoch = {"usual": usual, "ours": ours}[way](build_samples(shard, mask, scaler, group.device), scaler, group)
         if epochs > 1:

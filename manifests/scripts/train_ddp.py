@@ -11,7 +11,7 @@ from salescast.data import dataset
 from salescast.errors import UserError
 from salescast.model.config import train_config
 from salescast.pipeline import stages
-from salescast.training.main import run_plan, tell
+from salescast.training.main import fail, run_plan
 from salescast.workdir import Workdir
 
 
@@ -31,4 +31,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except UserError as error:
-        sys.exit(tell(str(error), 1))
+        sys.exit(fail(str(error), 1))

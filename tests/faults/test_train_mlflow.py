@@ -25,19 +25,16 @@ def mlflow(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
         "--artifacts-destination",
         str(folder / "artifacts"),
     ]
-    log = folder / "mlflow.log"
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *store],
-            stdout=out, stderr=out, start_new_session=True,
-        )  # fmt: skip
+    command = (sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *store)
+    server = processes.Server(
+        processes.Service("MLflow", command, f"http://127.0.0.1:{port}/health", folder / "mlflow.log")
+    )
     try:
-        starting = processes.Starting("MLflow", server, f"http://127.0.0.1:{port}/health", log)
-        while not starting.ready():
+        while not server.ready():
             time.sleep(0.1)
-        yield server
+        yield server.process
     finally:
-        stop(server)
+        stop(server.process)
 
 
 def stop(server: "subprocess.Popen[bytes]") -> None:

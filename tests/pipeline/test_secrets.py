@@ -73,22 +73,20 @@ def mlflow_with_password(folder: Path) -> Iterator[str]:
         "backend-store-uri": f"sqlite:///{folder}/mlflow.db",
         "artifacts-destination": str(folder / "artifacts"),
     }
-    log = folder / "mlflow.log"
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *(f"--{name}={value}" for name, value in options.items())],
-            stdout=out, stderr=out, start_new_session=True,
-            env=os.environ
-            | {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "x"},
-        )  # fmt: skip
+    command = (sys.executable, "-m", "mlflow", "server", *(f"--{name}={value}" for name, value in options.items()))
+    secrets = {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "x"}
+    server = processes.Server(
+        processes.Service(
+            "MLflow", command, f"http://127.0.0.1:{port}/health", folder / "mlflow.log", environment=secrets
+        )
+    )
     try:
-        starting = processes.Starting("MLflow", server, f"http://127.0.0.1:{port}/health", log)
-        while not starting.ready():
+        while not server.ready():
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, 9)
-        server.wait()
+        os.killpg(server.process.pid, 9)
+        server.process.wait()
 
 
 @pytest.mark.slow

@@ -15,10 +15,10 @@ import pytest
 from mlflow import MlflowClient
 from prometheus_client import REGISTRY
 
+from feast_asof import replace
 from salescast.config import Settings, read
 from salescast.errors import UserError
 from salescast.model import bundle
-from salescast.runtime import atomic_files
 from salescast.runtime.atomic_files import replace_dir
 from salescast.runtime.processes import free_port
 from salescast.schema import MODEL_NAME
@@ -108,7 +108,7 @@ def test_a_transient_disk_error_is_retried(world: World, tmp_path: Path, monkeyp
         registry.promote(world.other_bundle)
         served, new = (bundle.load(folder).digest for folder in (tmp_path / "served" / "bundle", world.other_bundle))
         with monkeypatch.context() as broken:
-            broken.setattr(atomic_files, "_fsync", Mock(side_effect=OSError(errno.EIO, "disk error")))
+            broken.setattr(replace, "sync", Mock(side_effect=OSError(errno.EIO, "disk error")))
             with pytest.raises(UserError, match="disk error"):
                 follower.fetch()
         assert bundle.load(tmp_path / "served" / "bundle").digest == served

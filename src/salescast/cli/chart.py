@@ -65,8 +65,10 @@ def chart(past: "pl.DataFrame", forecast: "pl.DataFrame", width: int = 80, heigh
 
 def value_ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers, evenly spaced, from at or below `low` to at or above `high`; at most `most` + 2, at least two."""
-    if high <= low:
-        low, high = low - (abs(low) or 1.0) / 10, high + (abs(high) or 1.0) / 10
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-9 * max(size, 1e-3):  # too close to tell apart on an axis
+        margin = (size if size > 1e-9 else 1.0) / 10
+        low, high = low - margin, high + margin
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
