@@ -15,7 +15,7 @@ import torch
 
 from salescast.errors import UserError
 from salescast.model import bundle
-from salescast.training.checkpoint import Checkpoints
+from salescast.training.checkpoint import Best, Checkpoint, Checkpoints, TrainerState
 from salescast.training.main import run_plan
 from salescast.training.plan import Plan
 
@@ -125,9 +125,10 @@ def test_the_payload_runs_if_it_is_unpickled(tmp_path: Path) -> None:
 
 def test_a_checkpoint_with_code_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = Checkpoints(tmp_path, "fit")
-    checkpoints.save(1, {"epoch": 1})
+    best = Best(1, 0.1, 0.2, {})
+    checkpoints.save(1, Checkpoint("holdout", 1, best, None, TrainerState({}, {}, 0, {}, {})))
     content = payload(tmp_path / "ran", legacy=False, digest="fit")
     checkpoints.path(2).write_bytes(content + hashlib.sha256(content).digest())
     assert checkpoints.latest() == 1
-    assert "checkpoint-00002.pt is something else; trying the one before" in caplog.text
+    assert "checkpoint-00002.pt was written by another version and is not used; trying the one before" in caplog.text
     assert not (tmp_path / "ran").exists()

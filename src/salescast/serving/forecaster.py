@@ -133,7 +133,7 @@ class Forecaster:
         project, options = read_options(repo / settings.feature_store_yaml)
         database = open_database(options, repo, settings.online_timeout)
         self._load = partial(open_served, folder, project, database, settings)
-        self._seen = self._signature()
+        self._seen = self._looked = self._signature()
         # Futures carry whatever a load raises, so no exception can end the thread that watches the folder.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="bundle-load")
         self.served = self._loader.submit(self._load).result()
@@ -172,7 +172,7 @@ class Forecaster:
 
     def _look(self) -> None:
         """Load and serve the bundle in the folder if it changed since the last successful load."""
-        now = self._signature()
+        now = self._looked = self._signature()
         if now is None or now == self._seen:
             return
         served = self._load()
@@ -183,14 +183,14 @@ class Forecaster:
             RELOADS.labels("loaded").inc()
 
     def _report(self, look: Future[None], reported: str) -> str:
-        """Log and count a failed look, unless its reason was reported last; returns the reason.
+        """Log and count a failed look, unless it was reported last for the same bundle; returns what to compare.
 
         The next look retries.
         """
         error = look.exception()
         if error is None:
             return ""
-        reason = repr(error)
+        reason = f"{self._looked} {error!r}"  # another bundle that is refused for the same reason is reported too
         if reason != reported:
             RELOADS.labels("refused").inc()
             known = isinstance(error, UserError)

@@ -62,7 +62,7 @@ def test_alone_every_collective_is_the_identity() -> None:
 def test_a_process_whose_launcher_is_gone_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     group = Group(0, 1, choose("cpu", 0, False, 0, 1))
     group.check_parent()
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(os, "getppid", lambda: -1)
     with pytest.raises(UserError, match="is gone; start the same plan again"):
         group.check_parent()
 
