@@ -130,7 +130,7 @@ def test_answers_that_differ_are_an_error_with_summary_and_report(run_again: Cal
 @pytest.mark.slow
 def test_a_summary_without_answers_is_shown(finished_run: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     values = json.loads(finished_run[1].stdout) | {"answers": [], "warning": "the forecast server is [away]"}
-    output.summary(RunSummary(**values), as_json=False)
+    output.summary(RunSummary(**values), Workdir(finished_run[0]), as_json=False)
     said = capsys.readouterr()
     assert "champion" in said.out and "answer" not in said.out
     assert said.err == "warning: the forecast server is [away]\n"

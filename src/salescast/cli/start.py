@@ -64,7 +64,8 @@ def run_pipeline(
     dates = dates_of(cutoffs) if cutoffs else None
     config = config_of(service, horizon)
     with locked_workdir(workdir) as work, output.stages() as started:
-        source = dataset_source(work, sales, features, stores, options, seed)
+        imported = None if as_json else lambda report: output.import_report(report, work.raw, as_json=False)
+        source = dataset_source(work, sales, features, stores, options, seed, imported)
         summary = run(work, source, config, dates, started)
     output.summary(summary, work, as_json)
 

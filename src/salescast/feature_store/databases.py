@@ -58,7 +58,7 @@ UPSERT: Final = (
     f'("{{table}}".event_ts, COALESCE("{{table}}".created_ts, {-(1 << 62)}))'
 )
 CLEAR: Final = 'DELETE FROM "{table}"'
-PLAIN_PROJECT: Final = re.compile("[a-z0-9]+")
+PLAIN_PROJECT: Final = re.compile("(?!sqlite$)[a-z0-9]+")  # SQLite reserves names that begin with sqlite_
 PLAIN_VIEW: Final = re.compile("[a-z0-9_]+")
 LONGEST_NAME: Final = 63  # bytes; PostgreSQL truncates longer names
 NO_TABLE: Final = "; `salescast apply`, then `salescast materialize` make and fill it"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from salescast import schema
+from salescast.config import settings
 from salescast.feature_store.repo import feature_digests, open_store, store_errors
 from salescast.features.training_set import DONE, is_complete, write_training_set
 from salescast.runtime import checksums, code_digest
@@ -15,8 +16,9 @@ from salescast.workdir import Workdir
 
 
 def training_digest(workdir: Workdir, service: str) -> str:
-    """Digest of what a training set depends on: the feature files, the service and the code of the retrieval."""
+    """Digest of what a training set depends on: the feature files, the declarations, the service and the code."""
     digest = hashlib.sha256(service.encode())
+    digest.update((settings().feature_repo / "features.py").read_bytes())
     digest.update(bytes.fromhex(code_digest.digest(code_digest.RETRIEVAL)))
     for file_digest in feature_digests(workdir).values():
         digest.update(bytes.fromhex(file_digest))

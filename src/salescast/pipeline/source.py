@@ -27,11 +27,12 @@ def dataset_source(
     stores: Table | None,
     options: Mapping[str, Any],
     seed: int = 42,
+    imported: Callable[[ingest.ImportReport], None] | None = None,
 ) -> Callable[[Path], None]:
     """A function that writes the dataset folder it is given; without sales, demo data.
 
     A frame is written to `given/` in the workdir and imported from there: messages name that file. `options` are the
-    keyword arguments of `ingest.import_sales`, `seed` is that of the demo data.
+    keyword arguments of `ingest.import_sales`, `seed` is that of the demo data. `imported` gets the import's report.
     """
 
     def write(out: Path) -> None:
@@ -41,7 +42,9 @@ def dataset_source(
         tables = {"sales": sales, "features": features, "stores": stores}
         files = {name: None if table is None else _file(work, name, table) for name, table in tables.items()}
         assert files["sales"] is not None
-        ingest.import_sales(files["sales"], files["features"], files["stores"], out, **options)
+        report = ingest.import_sales(files["sales"], files["features"], files["stores"], out, **options)
+        if imported:
+            imported(report)
 
     return write
 

@@ -248,7 +248,7 @@ def status(url: str) -> int | None:
     import httpx  # takes a third of a second, which a server's first sign of life does not wait for
 
     try:
-        return httpx.get(url, timeout=PROBE).status_code
+        return httpx.get(url, timeout=PROBE, trust_env=False).status_code  # no proxy for this machine
     except httpx.TransportError:
         return None
 

@@ -42,6 +42,7 @@ def follow(follower: Follower, ready: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    processes.end_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     model, folder, root, place = arguments
     try:

@@ -11,7 +11,7 @@ from salescast.errors import UserError
 from salescast.evaluation.forecast_frames import long_frame
 from salescast.model import bundle
 from salescast.model.bundle import Bundle
-from salescast.runtime import checksums, parquet
+from salescast.runtime import checksums, code_digest, parquet
 from salescast.schema import KEYS, LABEL, MEDIAN, TIMESTAMP, level_name
 from salescast.tracking import champion
 from salescast.workdir import Workdir
@@ -29,6 +29,8 @@ def upcoming(workdir: Workdir, pair: tuple[int, int] | None = None) -> pl.DataFr
         raise UserError(f"{path} is missing; run `salescast features` first")
     if checksums.verified([path], workdir.data / checksums.FEATURES) is None:
         raise UserError(f"{path} was changed or damaged; run `salescast features` again")
+    if checksums.code_of(workdir.data / checksums.FEATURES) != code_digest.digest(code_digest.FEATURES):
+        raise UserError(f"{path} was computed by other code than this; run `salescast features` again")
     selected = [] if pair is None else [pl.col(key) == value for key, value in zip(KEYS, pair, strict=True)]
     return pl.scan_parquet(path).filter(*selected).collect()
 

@@ -63,7 +63,7 @@ def ask(work: Workdir, model_dir: Path | None = None) -> list[dict[str, Any]]:
     offline = parquet.read(work.forecasts, "run `salescast forecast --all` again")
     largest = offline.group_by(KEYS).agg(pl.col("forecast").sum()).sort("forecast", descending=True).head(SERIES)
     instances = largest.select(KEYS).to_dicts()
-    with server(work, model_dir) as url, httpx.Client(base_url=url, timeout=processes.QUIET) as client:
+    with server(work, model_dir) as url, httpx.Client(base_url=url, timeout=processes.QUIET, trust_env=False) as client:
         path = f"/v1/models/{MODEL_NAME}:predict"
         try:
             client.post(path, json={"instances": instances})  # the first request opens connections
@@ -73,6 +73,8 @@ def ask(work: Workdir, model_dir: Path | None = None) -> list[dict[str, Any]]:
             log = work.root / "server.log"
             raise processes.NotReadyError(f"the forecast server did not answer: {error!r}; see {log}") from None
         milliseconds = 1000 * (time.perf_counter() - start)
+    if response.status_code in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
+        raise processes.NotReadyError(f"the forecast server answered {response.status_code}: {response.text[:200]}")
     if response.status_code != httpx.codes.OK:
         raise UserError(f"the forecast server answered {response.status_code}: {response.text[:200]}")
     answers: list[dict[str, Any]] = response.json()["predictions"]

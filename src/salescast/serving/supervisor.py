@@ -136,10 +136,10 @@ def supervise(commands: Sequence[Sequence[str]], place: Path) -> None:
 
 
 def _worker(arguments: list[str]) -> int:
+    processes.end_with_parent()  # first: the imports below take seconds, in which the supervisor may be killed
     announce("loading libraries")
     from salescast.serving import server
 
-    processes.end_with_parent()
     folder, repo, http_port, grpc_port, place = arguments
     ready = processes.ready_file(Path(place), os.getpid())
     try:

@@ -148,8 +148,6 @@ class Uploader(threading.Thread):
 
     @cached_property
     def _client(self) -> "MlflowClient":
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         return mlflow_client(self.journal.tracking.uri)
 
     def run(self) -> None:
@@ -240,15 +238,32 @@ def tracked(tracking: Tracking | None, folder: Path | None, params: Mapping[str,
     journal.write()
     uploader = Uploader(journal)
     journal.params(params)
-    uploader.start()
+    with _brief_requests():
+        uploader.start()
+        try:
+            yield journal
+        except BaseException:
+            try:
+                journal.end("FAILED")
+            except UserError as error:  # the first error is the one to report
+                logger.warning("%s", error)
+            uploader.finish(0)
+            raise
+        journal.end("FINISHED")
+        uploader.finish(tracking.patience)
+
+
+@contextmanager
+def _brief_requests() -> Iterator[None]:
+    """Within, MLflow gives up a request soon: the uploader retries by itself. Settings of the user stay."""
+    brief = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+    added = [name for name in brief if name not in os.environ]
+    os.environ.update({name: brief[name] for name in added})
     try:
-        yield journal
-    except BaseException:
-        journal.end("FAILED")
-        uploader.finish(0)
-        raise
-    journal.end("FINISHED")
-    uploader.finish(tracking.patience)
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def run_id(folder: Path | None) -> str | None:

@@ -38,7 +38,7 @@ def train(plan: Plan, path: Path, processes: int, restarts: int = 1) -> None:
 
 
 def _elastic(path: Path, processes: int, restarts: int) -> int:
-    """torchrun in this process: it has imported torch already. Returns the exit code 0 or tracking.UNSENT."""
+    """torchrun in this process: it has imported torch already. Returns the exit code 0 or journal.UNSENT."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -188,6 +188,7 @@ views = names(alike | st.sampled_from('"%;. \\?{}\x00')) | names(st.characters(c
 @given(st.lists(st.tuples(projects, views), min_size=2, max_size=4, unique=True))
 @example([("a", "b_c"), ("a_b", "c"), ("a", "B_c"), ("A", "b_c")])
 @example([("p", "v"), ("p", 'x"; DROP TABLE p_v_rows; --'), ("p", "100%s"), ("p", "{mark}")])
+@example([("sqlite", "v"), ("p", "sqlite")])
 @example([("p", "v" * 70 + "1"), ("p", "v" * 70 + "2"), ("ä" * 40, "ö" * 40), ("ä" * 40, "ö" * 41)])
 @examples
 def test_views_of_any_names_have_separate_rows(database: Database, named: list[tuple[str, str]]) -> None:

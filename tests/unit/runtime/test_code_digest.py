@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from salescast.config import settings
 from salescast.data import dataset
 from salescast.errors import UserError
 from salescast.feature_store import repo, retrieval
@@ -14,6 +15,7 @@ from salescast.features.build import build_features
 from salescast.model.bundle import is_finished
 from salescast.runtime import code_digest
 from salescast.runtime.code_digest import EXCLUDED, FEATURES, RETRIEVAL, SOURCE, TRAINING, closure, digest
+from salescast.serving import batch
 from salescast.training.main import run_plan
 from salescast.training.plan import Plan
 from salescast.workdir import Workdir
@@ -109,8 +111,15 @@ def test_features_made_by_other_code_are_refused(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(code_digest, "digest", lambda roots: "0" * 64 if roots == RETRIEVAL else real(roots))
         assert retrieval.training_digest(work, "training_features") != before
+    with monkeypatch.context() as patch:
+        declared = Path(shutil.copytree(settings().feature_repo, tmp_path / "declared"))
+        (declared / "features.py").write_text((declared / "features.py").read_text() + "\n")
+        patch.setattr(settings(), "feature_repo", declared)
+        assert retrieval.training_digest(work, "training_features") != before
     monkeypatch.setattr(code_digest, "digest", lambda roots: "0" * 64 if roots == FEATURES else real(roots))
     with pytest.raises(UserError, match=r"made by other code or libraries .*; run `salescast features` again"):
         repo.feature_digests(work)
+    with pytest.raises(UserError, match=r"other code .*; run `salescast features` again"):
+        batch.upcoming(work)
     build_features(work.raw, work.data)
     repo.feature_digests(work)

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import resource
 import shutil
 import threading
@@ -120,6 +121,15 @@ def test_what_is_lost_on_the_way_is_sent_again_and_kept_once(
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(step, 1.0 / (step + 1)) for step in range(5)]
     assert run.info.status == "FINISHED"
+
+
+def test_brief_requests_are_the_trainings_only(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same process registers the model afterwards, and waits for MLflow as long as MLflow's own settings say."""
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    with tracked(tracking, tracking.journal, {}):
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+    assert not {"MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"} & os.environ.keys()
 
 
 def test_a_failed_training_ends_its_run(tracking: Tracking) -> None:
