@@ -108,6 +108,7 @@ def read(frame: Any) -> EntityFrame:
 
         def open_files(snapshot: Snapshot) -> EntityFrame:
             source = Source.open("the entity frame", str(frame), None, snapshot)
+            snapshot.check_unchanged()  # the sources of the views are open, too
             return EntityFrame(source.schema, timestamp_column(source.schema), source=source)
 
         first = consistent(open_files)

@@ -52,6 +52,16 @@ class View:
         return list(dict.fromkeys([*(column for column, _ in self.keys), self.timestamp, *created]))
 
 
+def open_views(views: list[View], snapshot: Snapshot) -> list[tuple[View, Source]]:
+    """The sources of all views, in states that existed at the same time.
+
+    Raises SourceChangedError if a file changed while the others were opened, AsofError as `Source.open`.
+    """
+    opened = [(view, view.open(snapshot)) for view in views]
+    snapshot.check_unchanged()
+    return opened
+
+
 def prunable(dtype: pa.DataType) -> bool:
     """Whether row group statistics of key columns of this type can be compared with a range."""
     return not pa.types.is_dictionary(dtype) and encode.key_class(dtype) in ("integer", "string", "date", "timestamp")

@@ -34,13 +34,13 @@ class Historical:
         return consistent(self._table)
 
     def _table(self, snapshot: Snapshot) -> pa.Table:
+        opened = join.open_views(self.views, snapshot)
         table = self.entity.at(snapshot).load()
         times = join.entity_times(table, self.entity.timestamp)
         features: join.Features = {}
-        for view in steps(self.views, "joining feature views", len(self.views)):
-            source = view.open(snapshot)
-            source = source.within(join.bounds_from_rows(view, source, table, times))
-            features |= join.join(view, source, table, times)
+        for view, source in steps(opened, "joining feature views", len(opened)):
+            needed = source.within(join.bounds_from_rows(view, source, table, times))
+            features |= join.join(view, needed, table, times)
             log.info("joined %s: %d rows x %d features", view.name, table.num_rows, len(view.features))
         result = join.append_features(table, features, self.order)
         log.info("retrieved %d rows x %d columns, %d bytes", result.num_rows, result.num_columns, result.nbytes)
@@ -97,7 +97,7 @@ def entities_between(views: list[View], start: datetime, end: datetime) -> Entit
 
     def read(snapshot: Snapshot) -> EntityFrame:
         frames = []
-        for view in keyed:
+        for view, _ in join.open_views(keyed, snapshot):
             columns = [column for column, _ in view.keys]
             of = Columns(view.path, view.filesystem, columns, [*columns, view.timestamp], view.timestamp, None, None)
             frames.append((view, between(of.open(snapshot), of, start, end)))

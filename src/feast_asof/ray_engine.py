@@ -118,7 +118,7 @@ class Historical(local_engine.Historical):
         return consistent(lambda snapshot: self._attempt(snapshot).parts(folder, finish))
 
     def _attempt(self, snapshot: Snapshot) -> "DistributedJoin":
-        sources = [(view, view.open(snapshot)) for view in self.views]
+        sources = join.open_views(self.views, snapshot)
         return DistributedJoin(self.settings, self.entity.at(snapshot), sources, self.order)
 
 

@@ -61,17 +61,21 @@ class Files(pafs.FileSystemHandler):  # type: ignore[misc]  # PyArrow has no typ
     def pin(self, paths: Iterable[str]) -> None:
         """Record the state of files that were just listed.
 
-        Raises SourceChangedError if one was replaced while the others were opened: the states must be simultaneous.
+        Raises SourceChangedError if one was replaced or deleted while the others were opened: the states must be
+        simultaneous.
         """
         paths = list(paths)
         if self._local:
             for path in paths:
                 self.open_input_file(path)
         else:
-            infos = self.inner.get_file_info(paths)
-            self.known |= {path: _identity(info) for path, info in zip(paths, infos, strict=True)}
-        for path in paths:
-            if self._now(path) != self.known[path]:
+            self.known |= self._now(paths)
+        self.check_unchanged(paths)
+
+    def check_unchanged(self, paths: Iterable[str]) -> None:
+        """Raise SourceChangedError if the recorded state of one of these files is no longer the present one."""
+        for path, identity in self._now(list(paths)).items():
+            if identity != self.known[path]:
                 raise SourceChangedError(_message(path))
 
     def check(self, paths: Iterable[str]) -> None:
@@ -80,7 +84,7 @@ class Files(pafs.FileSystemHandler):  # type: ignore[misc]  # PyArrow has no typ
             held = self._held.get(path)
             try:
                 same = (
-                    self._now(path) == self.known[path]
+                    self._now([path])[path] == self.known[path]
                     if held is None
                     else Identity.of(os.fstat(held.fileno())).same_content(self.known[path])
                 )
@@ -89,19 +93,22 @@ class Files(pafs.FileSystemHandler):  # type: ignore[misc]  # PyArrow has no typ
             if not same:
                 raise SourceChangedError(_message(path))
 
-    def _now(self, path: str) -> Identity:
-        return Identity.of(Path(path).stat()) if self._local else _identity(self.inner.get_file_info(path))
+    def _now(self, paths: list[str]) -> dict[str, Identity]:
+        """The present states. Raises SourceChangedError if a file was deleted."""
+        if self._local:
+            return {path: _local_identity(path) for path in paths}
+        return {path: _identity(info) for path, info in zip(paths, self.inner.get_file_info(paths), strict=True)}
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """The file in its recorded state. Raises SourceChangedError."""
-        if not self._local:
-            return self.inner.open_input_file(path)
         if path in self._held:
             return self._held[path]
         try:
-            file = pa.OSFile(path)
-        except FileNotFoundError as error:
+            file = pa.OSFile(path) if self._local else self.inner.open_input_file(path)
+        except FileNotFoundError as error:  # only files that were listed are opened
             raise SourceChangedError(_message(path)) from error
+        if not self._local:
+            return file
         identity = Identity.of(os.fstat(file.fileno()))
         with self._lock:
             if self.known.setdefault(path, identity) != identity:
@@ -135,7 +142,16 @@ class Files(pafs.FileSystemHandler):  # type: ignore[misc]  # PyArrow has no typ
     move = open_append_stream = open_output_stream = _refuse
 
 
+def _local_identity(path: str) -> Identity:
+    try:
+        return Identity.of(Path(path).stat())
+    except OSError as error:
+        raise SourceChangedError(_message(path)) from error
+
+
 def _identity(info: pafs.FileInfo) -> Identity:
+    if info.type == pafs.FileType.NotFound:
+        raise SourceChangedError(_message(info.path))
     return Identity(info.size or 0, info.mtime_ns or 0, 0)
 
 
@@ -160,6 +176,14 @@ class Snapshot:
                 return known
         self._files.append(Files(inner))
         return self._files[-1]
+
+    def check_unchanged(self) -> None:
+        """Raise SourceChangedError if a file has changed since it was opened.
+
+        Call it when all sources are open: their states are then simultaneous, and later changes do not matter.
+        """
+        for files in self._files:
+            files.check_unchanged(files.known)
 
 
 def consistent(attempt: Callable[[Snapshot], T]) -> T:

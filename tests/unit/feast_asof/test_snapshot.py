@@ -257,6 +257,109 @@ def test_the_files_of_a_folder_are_in_simultaneous_states(
     assert done
 
 
+def two_files(job: local_engine.Historical, folder: Path) -> Callable[[int], None]:
+    """Gives the second view a file of its own; returns a writer that replaces that one, then the first."""
+    save(folder / "second.parquet", 0)
+    job.views[1] = View(**vars(job.views[1]) | {"path": str(folder / "second.parquet")})
+
+    def replace(number: int) -> None:
+        replaced(folder / "second.parquet", number)
+        replaced(folder / "0.parquet", number)
+
+    return replace
+
+
+def test_two_files_replaced_between_the_joins_of_two_views(
+    views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, joined = views(count=2), join.join
+    replace, states = two_files(job, tmp_path / "source"), itertools.count(1)
+
+    def hooked(*args: Any) -> join.Features:
+        found = joined(*args)
+        replace(next(states))
+        return found
+
+    monkeypatch.setattr(join, "join", hooked)
+    assert state_of(job.table(), job.order) == 0
+    assert next(states) == 3, "open files need no second attempt"
+
+
+@pytest.mark.parametrize(("opens", "frame"), [(1, "file"), (2, "file"), (1, "from the sources")])
+def test_files_replaced_while_a_retrieval_opens_them(
+    opens: int, frame: str, views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one or two sources are open, all files are replaced: the entity frame and two views agree."""
+    entities = tmp_path / "entities.parquet"
+    pq.write_table(FRAME.append_column("seen", pa.array(np.arange(ROWS) * 100)), entities)
+    job = views(count=2, frame=entities)
+    replace, opened, calls = two_files(job, tmp_path / "source"), Source.open, itertools.count(1)
+    names = [*job.order, "seen"]
+    if frame == "from the sources":
+        frame_of_sources = local_engine.entities_between(job.views, NOON, NOON)
+        job, names = local_engine.Historical(job.settings, frame_of_sources, job.views, job.order), job.order
+
+    def hooked(*args: Any) -> Source:
+        source = opened(*args)
+        if next(calls) == opens:
+            replace(1)
+            pq.write_table(FRAME.append_column("seen", pa.array(np.arange(ROWS) * 100 + 1)), tmp_path / "beside")
+            (tmp_path / "beside").replace(entities)
+        return source
+
+    monkeypatch.setattr(Source, "open", hooked)
+    table = job.table()
+    assert next(calls) > opens
+    assert state_of(table, names) == 1
+
+
+def test_entities_come_from_simultaneous_states(views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, folder, opened, calls = views(count=2), tmp_path / "source", Source.open, itertools.count(1)
+    two_files(job, folder)
+    paths = [folder / "0.parquet", folder / "second.parquet"]
+
+    def write(first: int) -> None:
+        for path in paths:
+            pq.write_table(FRAME.slice(first, 10).rename_columns(["id", "ts"]), folder / "beside")
+            (folder / "beside").replace(path)
+
+    def hooked(*args: Any) -> Source:
+        source = opened(*args)
+        if next(calls) == 1:
+            write(10)
+        return source
+
+    write(0)
+    frame = local_engine.entities_between(job.views, NOON, NOON)
+    monkeypatch.setattr(Source, "open", hooked)
+    assert snapshot.consistent(frame.at).column("id").to_pylist() == list(range(10, 20))
+
+
+@pytest.mark.parametrize("local_disk", [True, False])
+@pytest.mark.parametrize("part", ["0.parquet", "1.parquet"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_part_deleted_around_its_opening_starts_the_retrieval_again(
+    when: str, part: str, local_disk: bool, views: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer puts another part in the place of those that were listed."""
+    job, folder, opened = views(folder=True), tmp_path / "source", snapshot.Files.open_input_file
+    for number, name in enumerate(["0.parquet", "1.parquet"]):
+        pq.write_table(rows_of_state(0).slice(number * 500, 500), folder / name)
+    if not local_disk:
+        job.views[0] = View(**vars(job.views[0]) | {"filesystem": pafs.SubTreeFileSystem("/", pafs.LocalFileSystem())})
+
+    def hooked(files: snapshot.Files, path: str) -> pa.NativeFile:
+        file = opened(files, path) if when == "after" else None
+        if path.endswith(part) and (folder / part).exists():
+            save(folder / "2.parquet", 1)
+            for old in ["0.parquet", "1.parquet"]:
+                (folder / old).unlink()
+        return file or opened(files, path)
+
+    monkeypatch.setattr(snapshot.Files, "open_input_file", hooked)
+    assert state_of(job.table()) == 1
+
+
 def test_more_files_than_a_process_may_open(views: Any, tmp_path: Path) -> None:
     job, folder = views(folder=True), tmp_path / "source"
     shutil.rmtree(folder)
