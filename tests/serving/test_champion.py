@@ -159,6 +159,29 @@ def test_without_an_answer_the_kept_champion_is_served(
         read.cache_clear()
 
 
+@pytest.mark.fault(
+    "MLflow away, and the workdir keeps a version of another alias", "one clear line; it is not served as champion"
+)
+def test_a_kept_version_of_another_alias_is_not_served(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, work, candidate = Registry(tmp_path), Workdir(tmp_path / "work"), f"models:/{MODEL_NAME}@candidate"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    read.cache_clear()
+    try:
+        registry.promote(world.other_bundle)
+        registry.client.set_registered_model_alias(MODEL_NAME, "candidate", "1")
+        registry.promote(world.root / "models")
+        keep(work, candidate)
+        (tmp_path / "mlflow.db").write_bytes(b"no database")
+        for folder in (work.champion, tmp_path / "served"):
+            with pytest.raises(UserError, match=f"does not give {MODEL}"):
+                Follower(MODEL, folder, work).fetch_or_copy()
+        assert bundle.load(keep(work, candidate)).digest == bundle.load(world.other_bundle).digest
+    finally:
+        read.cache_clear()
+
+
 @pytest.mark.fault("an unexpected error while a new bundle is loaded", "logged and counted; the next look loads it")
 def test_no_exception_ends_the_watch_of_the_folder(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 MODEL = re.compile(r"models:/([^/@]+)@([^/@]+)")
 CHAMPION: Final = f"models:/{MODEL_NAME}@champion"
 BUNDLE: Final = "bundle"
-NOTE: Final = "version.json"  # which version the bundle beside it is
+NOTE: Final = "version.json"  # which model and version the bundle beside it is
 UNKNOWN: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow: no such model, no such alias
 
 
@@ -87,6 +87,11 @@ class Follower:
     def bundle(self) -> Path:
         return self.folder / BUNDLE
 
+    @property
+    def _source(self) -> dict[str, str]:
+        """What a kept copy must be of: a version of another alias may never have won."""
+        return {"uri": self.uri, "model": self.model}
+
     @cached_property
     def _client(self) -> "MlflowClient":
         from salescast.tracking.mlflow import mlflow_client
@@ -100,7 +105,7 @@ class Follower:
         and when the folder cannot be written. The next call repeats a download that did not complete.
         """
         version = self._version()
-        wanted = {"uri": self.uri, "version": str(version.version), "run_id": str(version.run_id)}
+        wanted = {**self._source, "version": str(version.version), "run_id": str(version.run_id)}
         if self._seen == wanted:
             return
         if not self._seen and _holds(self.folder, wanted):
@@ -155,7 +160,7 @@ class Follower:
         return UserError(f"MLflow at {self.uri} does not give {self.model}: {reason[:300]}; {self.by_name}")
 
     def fetch_or_copy(self) -> None:
-        """`fetch`; if that fails, log it and use the copy that the workdir keeps."""
+        """`fetch`; if that fails, log it and use the copy that the workdir keeps, if it is of the same model."""
         from salescast.tracking.mlflow import check
 
         try:
@@ -166,7 +171,7 @@ class Follower:
             raise
         except UserError as error:
             known = _note(self.kept)
-            if known.get("uri") != self.uri or not _holds(self.kept, known):
+            if not self._source.items() <= known.items() or not _holds(self.kept, known):
                 raise
             if self.kept != self.folder:
                 with replace_dir(self.folder) as temporary:
