@@ -1,5 +1,6 @@
 """The promotion rule: a model becomes champion if its backtest beats the baselines and the current champion."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -25,9 +26,10 @@ class Promotion:
 def decide(backtest: pl.DataFrame, model: str, champion: pl.DataFrame | None) -> Promotion:
     """Compare `model` with the other models of its backtest, and with the champion's backtest on their common rows.
 
-    The model must have the lowest WMAPE pooled, at every cutoff and in the peak weeks. A champion without a common row
-    (its data end before every cutoff) cannot be compared and is replaced.
+    The model must have the lowest WMAPE pooled, at every cutoff and in the peak weeks. Rows without an observed `y` do
+    not count. A champion without a common row (its data end before every cutoff) cannot be compared and is replaced.
     """
+    backtest = backtest.filter(pl.col("y").is_not_null())
     defeat = _defeat(backtest, model)
     if defeat:
         return Promotion(False, defeat)
@@ -52,11 +54,13 @@ def _defeat(backtest: pl.DataFrame, model: str) -> str | None:
     """The first subset in which `model` does not have the lowest WMAPE, as a sentence; None if there is none."""
     for name, rows in _subsets(backtest, model):
         table = scores(rows)
-        own = table.filter(pl.col("model") == model)["wmape"]
-        better = table.filter((pl.col("model") != model) & (pl.col("wmape") <= own.first()))
+        own = table.filter(pl.col("model") == model)["wmape"].to_list()
+        if not own or own[0] is None or math.isnan(own[0]):
+            return f"{name}: no forecasts to compare"
+        better = table.filter((pl.col("model") != model) & (pl.col("wmape") <= own[0]))
         if better.height:
             other, wmape = better.select("model", "wmape").row(0)
-            return f"{name}: WMAPE {own.item():.2%} does not beat {other} with {wmape:.2%}"
+            return f"{name}: WMAPE {own[0]:.2%} does not beat {other} with {wmape:.2%}"
     return None
 
 

@@ -1,5 +1,6 @@
 """The promotion rule."""
 
+import math
 from datetime import date, timedelta
 
 import polars as pl
@@ -38,6 +39,25 @@ def test_a_model_that_beats_every_baseline_everywhere_is_promoted() -> None:
 )
 def test_a_model_that_loses_to_a_baseline_anywhere_is_not_promoted(ours: dict, naive: dict, reason: str) -> None:
     assert decide(backtest(ours=ours, naive=naive), "ours", None) == Promotion(False, reason)
+
+
+@pytest.mark.parametrize(
+    ("ours", "naive", "reason"),
+    [
+        ({EARLY: 1}, {EARLY: 2, LATE: 9}, f"at cutoff {LATE}: no forecasts to compare"),
+        ({EARLY: 1, LATE: math.nan}, {EARLY: 2}, "pooled: no forecasts to compare"),
+        ({}, {EARLY: 2}, "pooled: no forecasts to compare"),
+    ],
+)
+def test_a_model_without_forecasts_at_a_cutoff_is_not_promoted(ours: dict, naive: dict, reason: str) -> None:
+    assert decide(backtest(ours=ours, naive=naive), "ours", None) == Promotion(False, reason)
+
+
+def test_rows_without_sales_are_not_compared() -> None:
+    new = backtest(ours={EARLY: 1, LATE: 1}, naive={EARLY: 9, LATE: 9})
+    new = new.with_columns(y=pl.when(pl.col("cutoff") == EARLY).then("y"))
+    decision = decide(new, "ours", backtest(ours={LATE: 3}))
+    assert decision.promoted and "cannot be compared" in decision.reason
 
 
 def test_a_model_must_win_in_the_peak_weeks() -> None:
