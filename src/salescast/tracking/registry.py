@@ -17,6 +17,7 @@ from salescast.evaluation import promotion
 from salescast.evaluation.lineage import Candidate
 from salescast.evaluation.metrics import scores
 from salescast.runtime import parquet
+from salescast.runtime.checksums import sha256
 from salescast.schema import MODEL_NAME
 from salescast.tracking.mlflow import mlflow_answers, mlflow_client, tracking_uri
 from salescast.workdir import Workdir
@@ -30,7 +31,9 @@ logger = logging.getLogger(__name__)
 
 CHAMPION: Final = "champion"
 PROMOTED: Final = "promoted"  # tag of a version: whether it was ever given the alias
-BACKTEST: Final = "backtest.parquet"
+BACKTEST: Final = "backtest"  # tag of a version: the file of its run that holds the backtest of its verdict
+BACKTESTS: Final = "backtests"  # folder of a run's files that holds backtests by digest
+UNNAMED: Final = "backtest.parquet"  # that of a version whose tag has a digest only, as it was once
 BUNDLES: Final = "bundles"  # folder of a run's files that holds registered bundles by digest
 
 
@@ -45,7 +48,8 @@ def register(workdir: Workdir, run_id: str, candidate: Candidate, backtest: pl.D
     """Register the workdir's bundle, which `candidate` describes; give it the alias `champion` if it is promoted.
 
     A bundle with the digest of a registered version is that version. Every step can be repeated: what exists is kept,
-    what is missing is added. An alias that a version once had and somebody moved is not taken back.
+    what is missing is added. A version that is or was champion keeps its verdict and the results it rests on. An alias
+    that a version once had and somebody moved is not taken back.
     Raises UserError when a request to MLflow fails, or when it keeps another bundle than the workdir's.
     """
     with mlflow_answers(tracking_uri(workdir)):
@@ -66,20 +70,19 @@ def _register(
     champion = _champion(client, versions)
     registered = next((version for version in versions if version.tags.get("digest") == digest), None)
     is_champion = registered is not None and registered is champion
-    # Read before the upload: the champion's run may be the one that is written to.
     before = None if is_champion else _champion_backtest(client, champion)
     path = _upload(client, run_id, workdir.models, digest)
-    _log_results(client, run_id, backtest, model)
-    client.log_text(run_id, json.dumps(asdict(candidate), default=str, indent=1), workdir.evaluation.name)
+    tested = _upload_backtest(client, str(registered.run_id) if registered is not None else run_id, backtest)
     if registered is not None and is_champion:
         client.set_model_version_tag(MODEL_NAME, registered.version, PROMOTED, "yes")
         return Registration(int(registered.version), True, registered.tags.get("verdict", "given the alias by hand"))
     if registered is not None and registered.tags.get(PROMOTED) == "yes":
         now = f"version {champion.version}" if champion else "no version"
         return Registration(int(registered.version), False, f"it was champion before; now {now} has the alias")
+    _log_results(client, run_id, backtest, model)
+    client.log_text(run_id, json.dumps(asdict(candidate), default=str, indent=1), workdir.evaluation.name)
     decision = promotion.decide(backtest, model, before)
-    tags = {"digest": digest, "verdict": decision.reason, "model": model, PROMOTED: "no"}
-    tags["backtest"] = candidate.evaluation.backtest
+    tags = {"digest": digest, "verdict": decision.reason, "model": model, BACKTEST: tested, PROMOTED: "no"}
     version = registered or client.create_model_version(MODEL_NAME, f"{artifacts}/{path}", run_id=run_id, tags=tags)
     for name, value in tags.items():
         if version.tags.get(name) != value:  # an earlier verdict, from another backtest or against another champion
@@ -150,8 +153,21 @@ def _uploaded_digest(client: "MlflowClient", run_id: str, path: str) -> str | No
             return None
 
 
+def _upload_backtest(client: "MlflowClient", run_id: str, backtest: pl.DataFrame) -> str:
+    """Upload the backtest to the run under its digest; returns its path in the run.
+
+    So no backtest takes the place of another, which a verdict may rest on, and a lost or damaged one is replaced.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "backtest"
+        parquet.write(backtest, written)
+        named = written.rename(written.with_name(f"{sha256(written)}.parquet"))
+        client.log_artifact(run_id, str(named), BACKTESTS)
+    return f"{BACKTESTS}/{named.name}"
+
+
 def _log_results(client: "MlflowClient", run_id: str, backtest: pl.DataFrame, model: str) -> None:
-    """Log the backtest frame, its tables and the model's metrics to the run of the final fit."""
+    """Log the tables of the backtest and the model's metrics to the run of the final fit."""
     metrics, logged = _metrics(backtest, model), client.get_run(run_id).data.metrics
     latest = {metric.key: metric.value for metric in metrics}
     if latest.items() - logged.items():  # logged again, MLflow would draw them twice
@@ -159,10 +175,6 @@ def _log_results(client: "MlflowClient", run_id: str, backtest: pl.DataFrame, mo
     client.log_text(run_id, scores(backtest).write_csv(), "backtest_scores.csv")
     for column in ("cutoff", "horizon", "week", "dept_id", "store_id"):
         client.log_text(run_id, scores(backtest, ["model", column]).write_csv(), f"backtest_scores_by_{column}.csv")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / BACKTEST
-        parquet.write(backtest, path)
-        client.log_artifact(run_id, str(path))
 
 
 def _metrics(backtest: pl.DataFrame, model: str) -> "list[Metric]":
@@ -184,10 +196,18 @@ def _metrics(backtest: pl.DataFrame, model: str) -> "list[Metric]":
 
 
 def _champion_backtest(client: "MlflowClient", champion: "ModelVersion | None") -> pl.DataFrame | None:
-    """The champion's forecasts in its own backtest, from its run's artifacts; None without a champion."""
+    """The champion's forecasts in the backtest of its verdict, from its run's artifacts; None without a champion.
+
+    Raises UserError when the file is not the one that the version names.
+    """
     if champion is None:
         return None
+    tag = champion.tags.get(BACKTEST, "")
+    name = tag if tag.startswith(f"{BACKTESTS}/") else UNNAMED
+    remedy = f"give the alias {CHAMPION!r} of {MODEL_NAME!r} to a version whose run is complete"
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(client.download_artifacts(champion.run_id, BACKTEST, folder))
-        frame = parquet.read(path, f"give the alias {CHAMPION!r} of {MODEL_NAME!r} to a version whose run is complete")
+        path = Path(client.download_artifacts(champion.run_id, name, folder))
+        if name != UNNAMED and sha256(path) != path.stem:
+            raise UserError(f"{name} in run {champion.run_id} of MLflow is damaged or of another backtest; {remedy}")
+        frame = parquet.read(path, remedy)
     return frame.filter(pl.col("model") == champion.tags["model"])

@@ -12,12 +12,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
+from polars.testing import assert_frame_equal
 
 from salescast.config import read
 from salescast.errors import UserError
 from salescast.evaluation.lineage import Candidate, Evaluation, Fitted
 from salescast.model import bundle
 from salescast.model.bundle import Bundle
+from salescast.runtime import parquet
 from salescast.schema import MODEL_NAME
 from salescast.tracking import registry
 from salescast.training.main import run_plan
@@ -92,7 +94,7 @@ def test_versions_and_alias_in_the_registry(work: Workdir, put: Callable[[float]
     curve = client.get_metric_history(run, "backtest_by_horizon_wmape")
     assert [(point.step, point.value) for point in curve] == [(1, pytest.approx(0.02))], "each point once"
     files = {file.path for file in client.list_artifacts(run)}
-    assert files >= {"backtest.parquet", "evaluation.json", "backtest_scores.csv", "backtest_scores_by_dept_id.csv"}
+    assert files >= {"backtests", "evaluation.json", "backtest_scores.csv", "backtest_scores_by_dept_id.csv"}
 
     worse = registry.register(work, run_of(work), put(1.2), BAD, "ours")
     assert (worse.version, worse.champion) == (2, False)
@@ -116,6 +118,71 @@ def test_an_alias_that_a_person_moved_is_not_taken_back(work: Workdir, put: Call
     again = registry.register(work, run, best, BEST, "ours")
     assert (again.version, again.champion, holder(client)) == (2, False, 1)
     assert again.reason == "it was champion before; now version 1 has the alias"
+
+
+def test_another_backtest_does_not_replace_that_of_the_verdict(
+    work: Workdir, put: Callable[[float], Candidate]
+) -> None:
+    first, run = put(1.1), run_of(work)
+    registry.register(work, run, first, GOOD, "ours")
+    registry.register(work, run, first, backtest(ours={LATE: 1}, naive={LATE: 5}), "ours")
+    worse = registry.register(work, run_of(work), put(1.2), BAD, "ours")
+    assert not worse.champion and "does not beat the champion with 2.00%" in worse.reason
+
+
+def test_a_retry_is_not_compared_with_its_own_backtest(
+    work: Workdir, put: Callable[[float], Candidate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit that is repeated has the same run; its bundle may differ."""
+    real = MlflowClient(tracking_uri=work.tracking_uri, registry_uri=work.tracking_uri)
+    run = run_of(work)
+    registry.register(work, run, put(1.1), GOOD, "ours")
+    best = put(1.2)
+    with monkeypatch.context() as patched:
+        patched.setattr(registry, "mlflow_client", lambda _uri: Failing(real, "create_model_version", False))
+        with pytest.raises(UserError, match="connection lost"):
+            registry.register(work, run, best, BEST, "ours")
+    again = registry.register(work, run, best, BEST, "ours")
+    assert again.champion and "WMAPE 1.00% against 2.00%" in again.reason
+
+
+def test_the_champion_is_compared_by_the_backtest_of_its_verdict(
+    work: Workdir, put: Callable[[float], Candidate]
+) -> None:
+    """Its bundle was first registered from another run, with a backtest in which it lost."""
+    registry.register(work, run_of(work), put(1.1), GOOD, "ours")
+    second = put(1.2)
+    assert not registry.register(work, run_of(work), second, BAD, "ours").champion
+    assert registry.register(work, run_of(work), second, BEST, "ours").champion
+    worse = registry.register(work, run_of(work), put(1.3), GOOD, "ours")
+    assert not worse.champion and "does not beat the champion with 1.00%" in worse.reason
+
+
+def test_a_damaged_backtest_of_the_champion_is_refused_until_it_is_sent_again(
+    work: Workdir, put: Callable[[float], Candidate]
+) -> None:
+    first, run = put(1.1), run_of(work)
+    registry.register(work, run, first, GOOD, "ours")
+    (kept,) = work.artifacts.rglob(f"{registry.BACKTESTS}/*")
+    parquet.write(backtest(ours={LATE: 9}), kept)
+    best = put(1.2)
+    with pytest.raises(UserError, match="is damaged or of another backtest"):
+        registry.register(work, run_of(work), best, BEST, "ours")
+    put(1.1)
+    registry.register(work, run, first, GOOD, "ours")
+    put(1.2)
+    assert registry.register(work, run_of(work), best, BEST, "ours").champion
+
+
+def test_a_champion_whose_version_names_no_file_is_compared(work: Workdir, put: Callable[[float], Candidate]) -> None:
+    """Such versions have a digest as their tag, and one file in their run."""
+    client = MlflowClient(tracking_uri=work.tracking_uri)
+    run = run_of(work)
+    registry.register(work, run, put(1.1), GOOD, "ours")
+    (kept,) = work.artifacts.rglob(f"{registry.BACKTESTS}/*")
+    kept.rename(kept.parents[1] / "backtest.parquet")
+    client.set_model_version_tag(MODEL_NAME, "1", "backtest", kept.stem)
+    assert not registry.register(work, run_of(work), put(1.2), BAD, "ours").champion
 
 
 def test_a_bundle_that_mlflow_lost_or_damaged_is_uploaded_again(
@@ -162,7 +229,15 @@ class Failing:
 @pytest.mark.parametrize("done", [False, True], ids=["request lost", "answer lost"])
 @pytest.mark.parametrize(
     "method",
-    ["log_artifacts", "log_batch", "create_model_version", "set_registered_model_alias", "set_model_version_tag"],
+    [
+        "log_artifacts",
+        "log_artifact",
+        "log_batch",
+        "log_text",
+        "create_model_version",
+        "set_registered_model_alias",
+        "set_model_version_tag",
+    ],
 )
 def test_mlflow_lost_at_any_step_is_made_up_for(
     work: Workdir, put: Callable[[float], Candidate], monkeypatch: pytest.MonkeyPatch, method: str, done: bool
@@ -179,6 +254,7 @@ def test_mlflow_lost_at_any_step_is_made_up_for(
     (version,) = real.search_model_versions(f"name='{MODEL_NAME}'")
     assert holder(real) == int(version.version) == 1
     assert version.tags["promoted"] == "yes" and version.tags["digest"] == judged.final.digest
+    assert_frame_equal(registry._champion_backtest(real, version), GOOD.filter(pl.col("model") == "ours"))
     metrics = real.get_run(run).data.metrics
     assert {len(real.get_metric_history(run, name)) for name in metrics} == {1}
     assert [file.path for file in real.list_artifacts(run, registry.BUNDLES)] == [
