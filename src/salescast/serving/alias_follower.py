@@ -44,6 +44,7 @@ def follow(follower: Follower, ready: Path) -> None:
 def main(arguments: list[str]) -> int:
     processes.end_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("salescast").setLevel(logging.INFO)
     model, folder, root, place = arguments
     try:
         follower = Follower(model, Path(folder), Workdir(Path(root)))

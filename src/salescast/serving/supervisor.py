@@ -42,8 +42,8 @@ def main(
         raise UserError(f"no model bundle in {what}; run `salescast train` first, or serve the champion")
     for name, port in (("HTTP", http_port), ("gRPC", grpc_port)):
         check_free(name, port)
-    announce("loading libraries")
     if isinstance(what, Path) and count == 1:
+        announce("loading libraries")
         from salescast.serving import server
 
         server.run(what, workdir.feature_repo, http_port, grpc_port)
@@ -54,6 +54,7 @@ def main(
         folder = what if isinstance(what, Path) else place / "champion" / champion.BUNDLE
         if isinstance(what, str):
             follower = [alias_follower.__name__, what, str(folder.parent), str(workdir.root)]
+            announce(f"fetching {what}")
             _fetch(follower)
             commands.append(follower)
         # KServe kills workers of its own that need more than 5 s to import, and serves gRPC in one process only.

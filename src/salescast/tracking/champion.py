@@ -113,7 +113,7 @@ class Follower:
             return
         self._bring(version, wanted)
         self._seen = wanted
-        logger.warning("%s@%s is version %s", self.name, self.alias, version.version)
+        logger.info("%s@%s is version %s", self.name, self.alias, version.version)
 
     def _version(self) -> "ModelVersion":
         none = NoChampionError(
