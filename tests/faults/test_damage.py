@@ -20,7 +20,7 @@ from salescast.model import bundle
 from salescast.runtime import parquet
 from salescast.serving import batch
 from salescast.tracking.mlflow import check
-from salescast.training.checkpoint import Checkpoints
+from salescast.training.checkpoint import Best, Checkpoint, Checkpoints, TrainerState
 from salescast.workdir import Workdir
 
 from .conftest import ROUNDS, Chain, clear_error, run
@@ -133,7 +133,8 @@ def test_the_checkpoint(tmp_path: Path, draw: random.Random, happened: Happened)
 
     kept = Checkpoints(tmp_path, "digest")
     for number in (1, 2):
-        kept.save(number, {"epoch": number, "weights": torch.arange(1000.0) * number})
+        best = Best(number, 0.1, 0.2, {"weights": torch.arange(1000.0) * number})
+        kept.save(number, Checkpoint("holdout", number, best, None, TrainerState({}, {}, 0, {}, {})))
     whole = kept.path(2).read_bytes()
     for _ in range(TRIES):
         kept.path(2).write_bytes(whole)
