@@ -290,7 +290,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Upload what is left of a journal. Returns the exit code."""
     (folder,) = sys.argv[1:] if arguments is None else arguments
     try:
-        Uploader(Journal.read(Path(folder))).upload()
+        with _brief_requests():
+            Uploader(Journal.read(Path(folder))).upload()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
