@@ -163,9 +163,9 @@ def test_feast_itself_works_in_the_feature_repo(finished_run: Finished) -> None:
         (["register"], "no model bundle in"),
         (["forecast", "--store", "1", "--model-dir", "m"], "no model bundle in m"),
         (["forecast", "--store", "1"], "has no sales-forecast@champion"),
-        (["forecast"], "which store? give --store"),
+        (["forecast"], "no series given; add --store"),
         (["forecast", "--all", "--out", "all.txt"], "end the name with .csv, .parquet or .xlsx"),
-        (["forecast", "--store", "1", "--out", "one.csv"], "give --all with it"),
+        (["forecast", "--store", "1", "--out", "one.csv"], "add --all"),
         (["report"], "salescast"),
         (["serve"], "has no sales-forecast@champion"),
         (["serve", "--model-dir", "m"], "no model bundle in m"),
@@ -202,7 +202,7 @@ def test_an_interrupted_run_keeps_earlier_results_and_the_next_run_finishes(
     )
     assert process.stderr
     for line in process.stderr:
-        if "search epoch" in line:
+        if "holdout epoch" in line:
             break
     process.send_signal(signal.SIGINT)
     last = process.stderr.read()

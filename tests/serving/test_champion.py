@@ -233,5 +233,5 @@ def test_without_a_registry_or_a_champion_the_server_does_not_start(
     assert done.returncode == 1
     assert f"has no {MODEL_NAME}@champion" in done.stderr and "--model-dir" in done.stderr
     steps, error = done.stderr.splitlines()
-    assert steps.endswith(f"fetching {MODEL}") and error.startswith("error: "), done.stderr
+    assert steps.endswith(f"fetching {MODEL} ...") and error.startswith("error: "), done.stderr
     assert "Traceback" not in done.stderr

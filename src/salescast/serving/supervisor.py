@@ -54,7 +54,7 @@ def main(
         folder = what if isinstance(what, Path) else place / "champion" / champion.BUNDLE
         if isinstance(what, str):
             follower = [alias_follower.__name__, what, str(folder.parent), str(workdir.root)]
-            announce(f"fetching {what}")
+            announce(f"fetching {what} ...")
             _fetch(follower)
             commands.append(follower)
         # KServe kills workers of its own that need more than 5 s to import, and serves gRPC in one process only.
