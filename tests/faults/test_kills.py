@@ -106,7 +106,7 @@ def test_interrupted(name: str, chain: Chain, happened: Happened, draw: random.R
     said, _ = process.communicate()
     if process.returncode:
         assert process.returncode == 130, said
-        assert "interrupted; what was finished is kept" in said and "Traceback" not in said, said
+        assert "interrupted; finished work is kept" in said and "Traceback" not in said, said
     chain.intact(name)
     assert run(chain.arguments(name)).returncode == 0
     chain.finished(name)

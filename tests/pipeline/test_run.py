@@ -207,7 +207,7 @@ def test_an_interrupted_run_keeps_earlier_results_and_the_next_run_finishes(
     process.send_signal(signal.SIGINT)
     last = process.stderr.read()
     assert process.wait() == 130
-    assert "error: interrupted; what was finished is kept" in last
+    assert "error: interrupted; finished work is kept" in last
     for name, content in before.items():
         assert (workdir / name).read_bytes() == content, name
     time.sleep(1)

@@ -131,7 +131,7 @@ def test_an_address_with_a_password_in_it_is_refused_without_being_shown(command
     done = salescast(*command, cwd=tmp_path, MLFLOW_TRACKING_URI=f"https://me:{secret}@mlflow.example")
     assert done.returncode == 1
     assert secret not in done.stdout + done.stderr
-    assert "no password may stand in it; give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in done.stderr
+    assert "must not contain a password; use MLFLOW_TRACKING_USERNAME and _PASSWORD instead" in done.stderr
 
 
 def test_the_searches_find_a_secret(tmp_path: Path) -> None:
