@@ -37,8 +37,8 @@ CHOSEN: dict[str, tuple[str, Any]] = {
     "min_history": ("8", 8),
     "seed": ("1", 1),
     "device": ("cpu", "cpu"),
-    "bf16": ("0", False),
-    "compile": ("0", False),
+    "bf16": ("1", True),
+    "compile": ("1", True),
 }
 ROOT = Path(__file__).parents[2]
 
