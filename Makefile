@@ -28,6 +28,9 @@ test: setup  ## lint, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+cover: setup  ## every test, in one process, and the lines that none of them reaches
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 quick: setup  ## the tests that take less than 20 s each

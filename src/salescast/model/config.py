@@ -78,7 +78,8 @@ class TrainConfig:
     """Settings of a fit; part of the bundle and of every digest.
 
     Units: `horizon`, `holdout_weeks`, `min_history` in weeks; `batch_size` in samples per rank. `bf16` and `compile`
-    have an effect on GPUs only, and made nothing faster on the one measured (docs/LOG.md). Raises UserError for a value that is not allowed.
+    have an effect on GPUs only, and made nothing faster on the one measured (docs/LOG.md). Raises UserError for a
+    value that is not allowed.
     """
 
     feature_service: str = TRAINING_SERVICE_SEASONAL
