@@ -28,7 +28,7 @@ test: setup  ## lint, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 cover: setup  ## every test, in one process, and the lines that none of them reaches
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

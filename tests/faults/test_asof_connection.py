@@ -19,20 +19,26 @@ from ray.util import get_node_ip_address
 from feast_asof.errors import AsofError
 from feast_asof.ray_connection import hint
 
+# Tries its arguments, ADDRESS or ADDRESS,RAY or ADDRESS,RAY,PYTHON with other versions, one after the other: a process
+# takes seconds to start. A line each.
 DRIVER = """
 import sys
 import ray
+from ray._private import utils
 from feast_asof.ray_connection import connect
 from feast_asof.errors import AsofError
-ray.__version__ = sys.argv[2] if len(sys.argv) > 2 else ray.__version__
-if len(sys.argv) > 3:
-    from ray._private import utils
-    utils.compute_version_info = lambda: (ray.__version__, sys.argv[3])
-try:
-    connect(sys.argv[1])
-    print("answer", ray.get(ray.remote(lambda: 42).remote()))
-except AsofError as error:
-    print("refused", error)
+own, info = ray.__version__, utils.compute_version_info
+for given in sys.argv[1:]:
+    address, _, versions = given.partition(",")
+    other = versions.split(",") if versions else []
+    ray.__version__ = other[0] if other else own
+    utils.compute_version_info = (lambda: (other[0], other[1])) if len(other) > 1 else info
+    try:
+        connect(address)
+        print("answer", ray.get(ray.remote(lambda: 42).remote()))
+        ray.shutdown()
+    except AsofError as error:
+        print("refused", " ".join(str(error).split()))
 """
 HOST = get_node_ip_address()  # Ray binds and announces this address, even if localhost is requested
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -75,28 +81,22 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
     raise AssertionError(f"no Ray head on port {port}: it ended with code {process.returncode}")
 
 
-def drive(address: str, env: dict[str, str], *more: str) -> str:
-    """The output of a driver process with this environment."""
+def drive(env: dict[str, str], *given: str) -> list[str]:
+    """What a driver process with this environment says of each address."""
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, address, *more],
-        env=CLEAN | env,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", DRIVER, *given], env=CLEAN | env, capture_output=True, text=True, check=False
     )
-    return (
-        (done.stdout.strip().splitlines() or [done.stderr[-2000:]])[-1] if "refused" not in done.stdout else done.stdout
-    )
+    said = [line for line in done.stdout.splitlines() if line.startswith(("answer", "refused"))]
+    assert len(said) == len(given), done.stderr[-2000:]
+    return said
 
 
 @pytest.mark.slow
 def test_token_authentication() -> None:
     right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32}
     with head(right) as (gcs, client):
-        assert drive(gcs, right) == "answer 42"
-        assert drive(client, right) == "answer 42"
-        for address in (gcs, client):
-            said = drive(address, right | {"RAY_AUTH_TOKEN": "b" * 32})
+        assert drive(right, gcs, client) == ["answer 42", "answer 42"]
+        for address, said in zip((gcs, client), drive(right | {"RAY_AUTH_TOKEN": "b" * 32}, gcs, client), strict=True):
             assert said.startswith(f"refused cannot use the Ray cluster at {address}")
             assert "RAY_AUTH_TOKEN" in said
 
@@ -112,27 +112,25 @@ def test_mutual_tls(tmp_path: Path) -> None:
     ca.cert_pem.write_to_path(paths["RAY_TLS_CA_CERT"])
     tls = {"RAY_USE_TLS": "1"} | paths
     with head(tls) as (gcs, client):
-        assert drive(gcs, tls) == "answer 42"
-        assert drive(client, tls) == "answer 42"
-        assert drive(client, {}).startswith(f"refused cannot use the Ray cluster at {client}")
-        missing = drive(gcs, tls | {"RAY_TLS_CA_CERT": "/no/ca.pem"})
+        assert drive(tls, gcs, client) == ["answer 42", "answer 42"]
+        assert drive({}, client)[0].startswith(f"refused cannot use the Ray cluster at {client}")
+        missing = drive(tls | {"RAY_TLS_CA_CERT": "/no/ca.pem"}, gcs)[0]
         assert missing.startswith("refused RAY_TLS_CA_CERT=/no/ca.pem: no such file")
 
 
 @pytest.mark.slow
 def test_other_versions_of_ray_and_python() -> None:
-    with head({}) as (gcs, client):
-        for address in (gcs, client):
-            for other in (["2.40.0"], [ray.__version__, "3.9.1"]):
-                said = drive(address, {}, *other)
-                assert other[-1] in said
-                assert "driver and cluster need the same Ray and the same Python minor version" in said
+    with head({}) as addresses:
+        given = [f"{address},{other}" for address in addresses for other in ("2.40.0", f"{ray.__version__},3.9.1")]
+        for other, said in zip(given, drive({}, *given), strict=True):
+            assert other.split(",")[-1] in said
+            assert "driver and cluster need the same Ray and the same Python minor version" in said
 
 
 def test_no_head_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = drive(f"ray://127.0.0.1:{free_port()}", {})
-    assert said.startswith("refused no Ray head answers at ray://127.0.0.1:")
-    assert drive("ray://somewhere", {}).startswith("refused ray_address 'ray://somewhere': give host:port")
+    nobody, wrong = drive({}, f"ray://127.0.0.1:{free_port()}", "ray://somewhere")
+    assert nobody.startswith("refused no Ray head answers at ray://127.0.0.1:")
+    assert wrong.startswith("refused ray_address 'ray://somewhere': give host:port")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +142,7 @@ def test_no_head_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_incomplete_environment(env: dict[str, str], message: str) -> None:
-    assert drive("127.0.0.1:1", env).startswith(f"refused {message}")
+    assert drive(env, "127.0.0.1:1")[0].startswith(f"refused {message}")
 
 
 def test_hints_say_what_to_do() -> None:

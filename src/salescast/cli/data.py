@@ -6,20 +6,8 @@ from typing import Annotated
 import typer
 
 from salescast.cli import output
-from salescast.cli.options import (
-    CountryOption,
-    FeaturesOption,
-    JsonOption,
-    OpenDaysOption,
-    PlannedOption,
-    RenameOption,
-    SalesHelp,
-    SeedOption,
-    SkipOption,
-    StoresOption,
-    mapping_of,
-    names_of,
-)
+from salescast.cli.import_options import SALES_HELP, ImportOptions, with_import_options
+from salescast.cli.options import JsonOption, SeedOption
 
 
 def data_generate(
@@ -39,16 +27,11 @@ def data_generate(
     output.dataset(dataset.generate(out, stores, depts, weeks, seed), out, as_json)
 
 
+@with_import_options
 def data_import(
-    sales: Annotated[Path, typer.Option(help=f"{SalesHelp}.")],
+    sales: Annotated[Path, typer.Option(help=f"{SALES_HELP}.")],
     out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
-    features: FeaturesOption = None,
-    stores: StoresOption = None,
-    rename: RenameOption = [],  # noqa: B006
-    planned: PlannedOption = None,
-    open_days: OpenDaysOption = None,
-    country: CountryOption = "US",
-    skip_bad_rows: SkipOption = False,
+    options: ImportOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Import your own sales; every row is checked.
@@ -57,9 +40,5 @@ def data_import(
     """
     from salescast.data import ingest
 
-    report = ingest.import_sales(
-        sales, features, stores, out,
-        mapping=mapping_of(rename), planned=names_of(planned), open_days=open_days,
-        country=country, skip_bad_rows=skip_bad_rows,
-    )  # fmt: skip
+    report = ingest.import_sales(sales, options.features, options.stores, out, **options.keywords())
     output.import_report(report, out, as_json)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,14 +34,6 @@ ServiceOption = Annotated[
         show_default="SALESCAST_FEATURE_SERVICE, else the first",
     ),
 ]
-SalesHelp: Final = "CSV or Parquet with Store, Dept, Date, Weekly_Sales"
-FeaturesOption = Annotated[Path | None, typer.Option(help="CSV or Parquet with Store, Date and columns of the week.")]
-StoresOption = Annotated[Path | None, typer.Option(help="CSV or Parquet with Store, Type, Size, Region.")]
-RenameOption = Annotated[list[str], typer.Option("--map", help="NAME=COLUMN, when a column has another name.")]
-PlannedOption = Annotated[str | None, typer.Option(help="Columns known ahead, comma-separated.")]
-OpenDaysOption = Annotated[str | None, typer.Option(help="The planned column with the open days of a week.")]
-CountryOption = Annotated[str, typer.Option(help="Country of the holidays, as the library `holidays` names it.")]
-SkipOption = Annotated[bool, typer.Option("--skip-bad-rows", help="Import the good rows although some are bad.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of the demo data.")]
 CutoffsOption = Annotated[
     str | None,
@@ -93,15 +85,6 @@ def dates_of(text: str, option: str = "--cutoffs") -> list[date]:
         return [datetime.strptime(part.strip(), "%Y-%m-%d").date() for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} must be dates like 2012-01-27,2012-04-27, got {text!r}") from None
-
-
-def mapping_of(pairs: list[str]) -> dict[str, str]:
-    """`Store=shop_id` pairs: the standard column name, and the name in the file."""
-    split = [pair.partition("=") for pair in pairs]
-    wrong = [pair for pair, (name, sign, column) in zip(pairs, split, strict=True) if not (name and sign and column)]
-    if wrong:
-        raise UserError(f"--map must be NAME=COLUMN, such as Store=shop_id, got {wrong[0]!r}")
-    return {name: column for name, _, column in split}
 
 
 def names_of(text: str | None) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from salescast.data.dataset import Dataset
-    from salescast.data.ingest import ImportReport
+    from salescast.data.import_report import ImportReport
     from salescast.features.build import FeatureSummary
     from salescast.pipeline.monitor import Report
     from salescast.pipeline.reproduce import Comparison
@@ -118,17 +118,30 @@ def dataset(meta: "Dataset", out: Path, as_json: bool) -> None:
 
 
 def import_report(report: "ImportReport", out: Path, as_json: bool) -> None:
-    from salescast.data.ingest import reasons
+    from salescast.data.import_report import reasons
 
     dataset(report.dataset, out, as_json)
     if as_json:
         return
     for file in report.files:
-        left_out = f", {file.rejected:,} rejected" if file.rejected else ""
-        plan = f", {file.plan_rows:,} plan" if file.plan_rows else ""
-        done(f"{file.file}: {file.rows:,} rows, {file.accepted:,} accepted{plan}{left_out}")
+        parts = {
+            "plan": file.plan_rows,
+            "rejected": file.rejected,
+            "repeated": file.merged,
+            "without an amount": file.empty,
+            "left out": file.left_out,
+        }
+        others = "".join(f", {count:,} {what}" for what, count in parts.items() if count)
+        done(f"{file.file}: {file.rows:,} rows, {file.accepted:,} accepted{others}")
+        if file.notes:
+            done(f"  read as: {'; '.join(file.notes)}")
         if file.ignored_columns:
-            done(f"  not used: {', '.join(file.ignored_columns)} (name columns known ahead with --planned)")
+            names = ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in file.ignored_columns)
+            done(f"  not used: {names} (name columns known ahead with --planned)")
+    for decision in report.decisions:
+        done(decision)
+    for sentence in report.warnings:
+        warning(sentence)
     done(f"negative sales kept: {report.negative:,}; gaps inside series: {report.gaps:,} weeks")
     if report.opening is not None:
         opening = report.opening

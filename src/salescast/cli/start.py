@@ -6,42 +6,28 @@ from typing import Annotated
 import typer
 
 from salescast.cli import output
+from salescast.cli.import_options import SALES_HELP, ImportOptions, with_import_options
 from salescast.cli.options import (
-    CountryOption,
     CutoffsOption,
-    FeaturesOption,
     HorizonOption,
     JsonOption,
     ModelDirOption,
-    OpenDaysOption,
-    PlannedOption,
-    RenameOption,
-    SalesHelp,
     SeedOption,
     ServiceOption,
-    SkipOption,
-    StoresOption,
     WorkdirOption,
     config_of,
     dates_of,
     locked_workdir,
-    mapping_of,
-    names_of,
     workdir_of,
 )
 from salescast.errors import UserError
 
 
+@with_import_options
 def run_pipeline(
+    options: ImportOptions,
     workdir: WorkdirOption = None,
-    sales: Annotated[Path | None, typer.Option(help=f"{SalesHelp}. Without it: demo data.")] = None,
-    features: FeaturesOption = None,
-    stores: StoresOption = None,
-    rename: RenameOption = [],  # noqa: B006
-    planned: PlannedOption = None,
-    open_days: OpenDaysOption = None,
-    country: CountryOption = "US",
-    skip_bad_rows: SkipOption = False,
+    sales: Annotated[Path | None, typer.Option(help=f"{SALES_HELP}. Without it: demo data.")] = None,
     cutoffs: CutoffsOption = None,
     horizon: HorizonOption = None,
     service: ServiceOption = None,
@@ -57,15 +43,11 @@ def run_pipeline(
     from salescast.pipeline.run import run
     from salescast.pipeline.source import dataset_source
 
-    options = {
-        "mapping": mapping_of(rename), "planned": names_of(planned), "open_days": open_days, "country": country,
-        "skip_bad_rows": skip_bad_rows,
-    }  # fmt: skip
     dates = dates_of(cutoffs) if cutoffs else None
     config = config_of(service, horizon)
     with locked_workdir(workdir) as work, output.stages() as started:
         imported = None if as_json else lambda report: output.import_report(report, work.raw, as_json=False)
-        source = dataset_source(work, sales, features, stores, options, seed, imported)
+        source = dataset_source(work, sales, options.features, options.stores, options.keywords(), seed, imported)
         summary = run(work, source, config, dates, started)
     output.summary(summary, work, as_json)
 

@@ -3,6 +3,7 @@
 sales.parquet        RAW_SALES, observed rows only, sorted by store, department, week
 store_weeks.parquet  RAW_STORE_WEEKS, covariates by store and week; may go beyond the last week with sales
 stores.parquet       RAW_STORES
+names.parquet        only with ids that are not numbers of 32 bits: `names.Names`
 plan.parquet         only with planned inputs: store_id, dept_id (null = every department of the store), week,
                      known_at (null = always known) and one Float32 column for each planned input
 dataset.json         `Dataset`
@@ -63,6 +64,7 @@ class Dataset:
     country: str = "US"
     planned: tuple[str, ...] = ()
     open_days: str | None = None
+    gaps: str = "unknown"  # what a week without a row means: zero (such weeks are filled) or unknown
     noise_floor_mape: float | None = None
     seed: int | None = None
     digest: str = ""

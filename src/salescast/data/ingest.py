@@ -1,7 +1,7 @@
-"""Import of a retailer's files: every row goes to the dataset or to its plan, or is rejected with a reason."""
+"""Import of a retailer's files: every row goes to the dataset or to its plan, or is reported with a reason."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Final, NoReturn
@@ -9,6 +9,7 @@ from typing import Final, NoReturn
 import polars as pl
 
 from salescast import retail_calendar
+from salescast.data import gaps as gap_rules
 from salescast.data.dataset import (
     PLAN,
     PLAN_KEYS,
@@ -22,94 +23,24 @@ from salescast.data.dataset import (
     write_meta,
     write_table,
 )
-from salescast.data.validation import COLUMNS, PLANNED, Source
+from salescast.data.findings import findings
+from salescast.data.import_report import FileReport, ImportReport, opening_days, reasons
+from salescast.data.names import FILE as NAMES
+from salescast.data.names import SCHEMA as NAMES_SCHEMA
+from salescast.data.names import Names
+from salescast.data.readers import read_tables, unpivoted
+from salescast.data.records import Records
+from salescast.data.validation import COLUMNS, STOCK, Form, Source, labels_of
+from salescast.data.weeks import Weeks
 from salescast.errors import UserError
 from salescast.runtime.atomic_files import replace_file
 from salescast.schema import KEYS, LABEL, RAW_SALES, RAW_STORE_WEEKS, RAW_STORES
 
 _SALES: Final = ("Store", "Dept", "Date", "Weekly_Sales", "known_at")
-_FEATURES: Final = ("Store", "Date", "Temperature", "Fuel_Price", "CPI", "Unemployment", "known_at")
+_FEATURES: Final = ("Store", "Dept", "Date", "Temperature", "Fuel_Price", "CPI", "Unemployment", "known_at")
 _STORES: Final = ("Store", "Type", "Size", "Region")
 # Names that a planned column must not have, because they mean something else in the plan.
 _RESERVED: Final = frozenset({"Store", "Dept", "Date", "Weekly_Sales", *PLAN_KEYS})
-
-
-@dataclass(frozen=True)
-class FileReport:
-    """Counts of the rows of one file: rows = accepted + plan_rows + rejected."""
-
-    file: str
-    rows: int
-    accepted: int
-    plan_rows: int
-    rejected: int
-    ignored_columns: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class OpeningDays:
-    """In how many `rows` of sales and how many `weeks` opening days are known; elsewhere the usual number is assumed.
-
-    `closed` counts rows with sales on 0 opening days. They cannot be expressed per open day and are not learned from.
-    """
-
-    rows: int
-    weeks: int
-    of_rows: int
-    of_weeks: int
-    closed: int
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """The dataset that was written, and counts of what was notable in the files.
-
-    `rejected` has one row for each rejected row, with file, row (the header of a CSV file is row 1), column, value and
-    reason. `negative` counts sales below zero and `gaps` weeks without sales inside a series; both are kept as they
-    are. `empty_weeks` counts weeks between the first and the last in which no series has sales, as after a mistyped
-    year. `opening` is None when no column of opening days was named.
-    """
-
-    dataset: Dataset
-    files: tuple[FileReport, ...]
-    rejected: pl.DataFrame
-    negative: int
-    gaps: int
-    empty_weeks: int
-    opening: OpeningDays | None = None
-
-
-def opening_days(sales: pl.LazyFrame, plan: pl.LazyFrame, column: str) -> OpeningDays:
-    """How far `column` of `plan` (plan.parquet) covers the rows of `sales` (RAW_SALES) with opening days."""
-    known = plan.filter(pl.col(column).is_not_null()).sort("known_at").rename({column: "days"})
-    own, general = (
-        known.filter(pl.col("dept_id").is_null() == every)
-        .group_by("store_id", *(() if every else ("dept_id",)), "week")
-        .agg(pl.col("days").last())
-        for every in (False, True)
-    )
-    days = pl.coalesce("days", "days_store")
-    counts = (
-        sales.join(own, on=[*KEYS, "week"], how="left")
-        .join(general, on=["store_id", "week"], how="left", suffix="_store")
-        .select(
-            rows=days.count(),
-            weeks=pl.col("week").filter(days.is_not_null()).n_unique(),
-            of_rows=pl.len(),
-            of_weeks=pl.col("week").n_unique(),
-            closed=((days == 0) & (pl.col(LABEL) != 0)).sum(),
-        )
-        .collect(engine="streaming")
-    )
-    return OpeningDays(**counts.row(0, named=True))
-
-
-def reasons(rejected: pl.DataFrame) -> pl.DataFrame:
-    """Rejected rows by file and reason, the most frequent first: their count, and row and value of the first one."""
-    groups = rejected.group_by("file", "reason", maintain_order=True).agg(
-        pl.len().alias("rows"), pl.col("row").first().alias("first_row"), pl.col("value").first()
-    )
-    return groups.sort("rows", descending=True, maintain_order=True)
 
 
 def import_sales(
@@ -123,55 +54,85 @@ def import_sales(
     open_days: str | None = None,
     country: str = "US",
     skip_bad_rows: bool = False,
+    form: Form = Form(),  # noqa: B008
+    weeks: Weeks = Weeks(),  # noqa: B008
+    gaps: str = "auto",
+    out_of_stock: str | None = None,
+    wide: bool = False,
 ) -> ImportReport:
-    """Validate files of weekly sales (CSV or Parquet) and write them as the dataset folder `out`, replacing it.
+    """Validate files of sales and write them as the dataset folder `out`, replacing it.
 
+    A path is a file (CSV, Excel or Parquet), a folder of files or a pattern such as `sales/*.csv`.
     `mapping`: standard column name (see `validation.COLUMNS`) -> name in the files. `planned`: columns of the sales
     file (per series and week) or of the features file (per store and week) that are known ahead; numbers or yes/no.
-    `open_days`: the planned column with the number of days of the week on which the store is open. Rows of the sales
-    file after the last observed week, with empty sales and a planned value, are part of the plan.
+    `open_days`: the planned column with the number of days of the week on which the store is open. `out_of_stock`: the
+    column of the sales file with the stock, or yes where nothing was left; sales of such a week are unknown demand.
+    `gaps`: what a week without a row means, one of `gaps.GAPS`. `wide`: the sales file has a column per week.
+    Rows of the sales file with empty sales and a planned value are part of the plan.
     Raises UserError when a file or column is missing or `out` cannot be written. Raises it as well when a row is
     rejected, unless `skip_bad_rows`: `out` is then unchanged except for rejected.csv, the list of rejected rows.
     """
     mapping, planned = dict(mapping or {}), tuple(dict.fromkeys((*planned, *([open_days] if open_days else []))))
     _check_options(mapping, planned)
+    gap_rules.check(gaps)
     retail_calendar.calendar(country)
-    sold = Source(sales, _SALES, mapping, planned, open_days)
-    conditions = Source(features, _FEATURES, mapping, planned, open_days) if features else None
-    static = Source(stores, _STORES, mapping, ()) if stores else None
+    stock = {STOCK: out_of_stock} if out_of_stock else {}
+    sold = _source(sales, _SALES, mapping, planned, form, open_days, stock, wide)
+    conditions = _source(features, _FEATURES, mapping, planned, form, open_days) if features else None
+    static = _source(stores, _STORES, mapping, (), form) if stores else None
     sources = [source for source in (sold, conditions, static) if source is not None]
-    _check_used(sources, mapping, planned)
-    last = _check_records(sold, conditions, static)
+    _check_used(sources, mapping, planned, out_of_stock)
+    records = Records(sold, conditions, static, Names.read(out), planned, open_days)
+    records.check(weeks)
 
-    rejected = pl.concat(
-        source.rejected().select(pl.lit(str(source.path)).alias("file"), pl.all()) for source in sources
-    )
-    if last is None or (rejected.height and not skip_bad_rows):
-        _refuse(rejected, sum(source.total for source in sources), out, usable=last is not None)
-    observed = sold.rows.filter(pl.col(LABEL).is_not_null())
-    table = _conform(observed, RAW_SALES)
+    rejected = pl.concat(source.rejected() for source in sources)
+    if not records.usable or (rejected.height and not skip_bad_rows):
+        _refuse(rejected, sources, out, usable=records.usable, second_rows=records.second_rows)
+    table, decision = records.sales(gaps)
+    plan = records.plan()
     dataset = Dataset(
         source=str(sales),
         rows=table.height,
         series=table.select(KEYS).n_unique(),
         stores=table["store_id"].n_unique(),
         first_week=table.select(pl.col("week").min()).item(),
-        last_week=last,
+        last_week=table.select(pl.col("week").max()).item(),
         country=country,
-        planned=planned,
-        open_days=open_days,
+        planned=records.planned,
+        open_days=records.open_days,
+        gaps=decision,
     )
-    plan = _plan(sold, conditions, planned)
-    dataset = _write(out, dataset, table, plan, conditions, static, rejected)
+    dataset = _write(out, dataset, table, plan, records, rejected)
+    column = dataset.open_days
     return ImportReport(
         dataset=dataset,
-        files=tuple(_file_report(source, plan_rows=_plan_rows(source)) for source in sources),
+        files=tuple(_file_report(source, records) for source in sources),
         rejected=rejected,
         negative=int((table[LABEL] < 0).sum()),
         gaps=_span(table, KEYS) - table.height,
         empty_weeks=_span(table, ()) - table["week"].n_unique(),
-        opening=None if plan is None or open_days is None else opening_days(table.lazy(), plan.lazy(), open_days),
+        opening=None if plan is None or column is None else opening_days(table.lazy(), plan.lazy(), column),
+        decisions=tuple(records.decisions),
+        warnings=tuple(findings(table, records.names, date.today())),
     )
+
+
+def _source(
+    path: Path,
+    columns: Sequence[str],
+    mapping: Mapping[str, str],
+    planned: Sequence[str],
+    form: Form,
+    open_days: str | None = None,
+    more: Mapping[str, str] | None = None,
+    wide: bool = False,
+) -> Source:
+    """Read the files of a path and apply the rules for cells. `more`: further names inside -> names in the file."""
+    table = read_tables(path, form.sheet)
+    if wide:
+        table = unpivoted(table, mapping.get("Date", "Date"), mapping.get("Weekly_Sales", "Weekly_Sales"))
+    present = {name: label for name, label in (more or {}).items() if label in table.columns}
+    return Source(table, labels_of(table, columns, mapping) | present, planned, form, open_days)
 
 
 def _check_options(mapping: Mapping[str, str], planned: Sequence[str]) -> None:
@@ -189,53 +150,26 @@ def _check_options(mapping: Mapping[str, str], planned: Sequence[str]) -> None:
         raise UserError(f"{reserved} cannot be planned columns, the names have another meaning; rename the columns")
 
 
-def _check_used(sources: Sequence[Source], mapping: Mapping[str, str], planned: Sequence[str]) -> None:
+def _check_used(
+    sources: Sequence[Source], mapping: Mapping[str, str], planned: Sequence[str], stock: str | None
+) -> None:
+    """Raises UserError when an option names a column that no file has."""
     found = {column for source in sources for column in source.columns}
-    for option, names in (("--map", mapping.values()), ("--planned", planned)):
-        absent = [name for name in names if name not in found]
-        if absent:
-            raise UserError(f"{option}: no file has the columns {absent}; the columns are {sorted(found)}")
+    known = {*found, *(label for source in sources for label in source.label.values())}
+    folded = {column.casefold() for column in known}
+    absent = [name for name in mapping.values() if " ".join(name.split()).casefold() not in folded]
+    for option, names in (
+        ("--map", absent),
+        ("--planned", [name for name in planned if name not in found]),
+        ("--out-of-stock", [stock] if stock and stock not in found else []),
+    ):
+        if names:
+            raise UserError(f"{option}: no file has the columns {names}; the columns are {sorted(found)}")
 
 
-def _check_records(sold: Source, conditions: Source | None, static: Source | None) -> date | None:
-    """Apply the rules across rows and files; return the last week with sales, None when no row is left."""
-    if static is not None:
-        static.keep_unique("store_id")
-        known = static.rows["store_id"].implode()
-        reason = f"{sold.label['store_id']} is not in {static.path.name}"
-        sold.keep(pl.col("store_id").is_in(known), reason, "store_id")
-    weekday = pl.lit(_weekday(sold), pl.Int8)
-    for source in (sold, conditions):
-        if source is not None:
-            reason = f"{source.label['week']} is not on the weekday of the other weeks"
-            source.keep(pl.col("week").dt.weekday() == weekday, reason, "week")
-    last = sold.rows.filter(pl.col(LABEL).is_not_null())["week"].max()
-    is_plan = pl.lit(False)
-    if sold.planned and last is not None:
-        is_plan = (pl.col("week") > last) & pl.any_horizontal(
-            pl.col(PLANNED + name).is_not_null() for name in sold.planned
-        )
-    sold.keep(pl.col(LABEL).is_not_null() | is_plan, f"{sold.label[LABEL]} is missing", LABEL)
-    sold.keep_unique("store_id", "dept_id", "week")
-    if conditions is not None:
-        conditions.keep_unique("store_id", "week")
-    return last if isinstance(last, date) else None
-
-
-def _weekday(sold: Source) -> int | None:
-    """The most frequent weekday (Monday = 1) of the dates. Raises UserError when the data are not weekly."""
-    days = sold.rows["week"].dt.weekday().value_counts(sort=True).sort(["count", "week"], descending=[True, False])
-    if days.is_empty():
-        return None
-    if 2 * days["count"][0] < sold.rows.height:
-        raise UserError(
-            f"{sold.path} is not weekly: its dates lie on {days.height} different weekdays; "
-            "sum the sales to weeks and give each week one date, always the same weekday"
-        )
-    return int(days["week"][0])
-
-
-def _refuse(rejected: pl.DataFrame, total: int, out: Path, *, usable: bool) -> NoReturn:
+def _refuse(
+    rejected: pl.DataFrame, sources: Sequence[Source], out: Path, *, usable: bool, second_rows: str | None
+) -> NoReturn:
     """List the rejected rows in `out` and raise UserError with a summary."""
     groups = reasons(rejected)
     shown = "; ".join(
@@ -248,35 +182,21 @@ def _refuse(rejected: pl.DataFrame, total: int, out: Path, *, usable: bool) -> N
             rejected.write_csv(path)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; give another folder") from None
-    advice = "correct them, or import the rest with --skip-bad-rows" if usable else "no usable row of sales is left"
+    share = sources[0].lost_share()
     listed = f"all are listed in {out / REJECTED}"
-    raise UserError(f"{rejected.height} of {total} rows cannot be used: {shown}{more}; {listed}; {advice}")
-
-
-def _conform(rows: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Parsed rows as a raw table: its columns (null where the file has none), its types, sorted by keys and week."""
-    columns = [pl.col(name) if name in rows.columns else pl.lit(None).alias(name) for name in schema]
-    table = rows.select(columns)
-    if "dept_id" in schema and "dept_id" not in rows.columns:
-        table = table.with_columns(dept_id=pl.lit(0))
-    return table.cast(pl.Schema(schema)).sort([name for name in (*KEYS, "week") if name in schema])
-
-
-def _plan(sold: Source, conditions: Source | None, planned: Sequence[str]) -> pl.DataFrame | None:
-    """The content of plan.parquet, sorted; None when nothing is planned."""
-    sources = [source for source in (sold, conditions) if source is not None and source.planned]
-    if not sources:
-        return None
-    plans = [_planned_rows(source, planned, by_store=source is conditions) for source in sources]
-    return pl.concat(plans).sort(*KEYS, "week", nulls_last=False)
-
-
-def _planned_rows(source: Source, planned: Sequence[str], *, by_store: bool) -> pl.DataFrame:
-    """The rows of a file that have a planned value, in the form of plan.parquet."""
-    rows = source.rows.rename({PLANNED + name: name for name in source.planned}, strict=True)
-    rows = rows.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in source.planned))
-    table = _conform(rows, {**PLAN_KEYS, **dict.fromkeys(planned, pl.Float32())})
-    return table.with_columns(dept_id=pl.lit(None, pl.Int32)) if by_store else table
+    if not usable:
+        advice = "no usable row of sales is left"
+    elif second_rows:
+        advice = f"{second_rows}; without these rows {share:.0%} of the sales would be lost"
+    elif share >= 0.01:
+        advice = f"correct them: they hold {share:.0%} of the sales, which --skip-bad-rows would lose"
+    else:
+        advice = "correct them, or import the rest with --skip-bad-rows"
+    total = sum(source.total for source in sources)
+    what = (
+        f"{rejected.height} of {total} rows cannot be used: {shown}{more}; {listed}" if rejected.height else "no sales"
+    )
+    raise UserError(f"{what}; {advice}")
 
 
 def _write(
@@ -284,40 +204,40 @@ def _write(
     dataset: Dataset,
     sales: pl.DataFrame,
     plan: pl.DataFrame | None,
-    conditions: Source | None,
-    static: Source | None,
+    records: Records,
     rejected: pl.DataFrame,
 ) -> Dataset:
     """Write the dataset folder and return the dataset with its digest."""
     plan_schema = {**PLAN_KEYS, **dict.fromkeys(dataset.planned, pl.Float32())}
-    store_weeks = _conform(conditions.rows, RAW_STORE_WEEKS) if conditions else pl.DataFrame(schema=RAW_STORE_WEEKS)
-    stores = _conform(static.rows if static else sales.select("store_id").unique(), RAW_STORES)
     with replacing(out) as folder:
         digests = [
             write_table(folder / SALES, RAW_SALES, sales),
-            write_table(folder / STORE_WEEKS, RAW_STORE_WEEKS, store_weeks),
-            write_table(folder / STORES, RAW_STORES, stores),
+            write_table(folder / STORE_WEEKS, RAW_STORE_WEEKS, records.store_weeks()),
+            write_table(folder / STORES, RAW_STORES, records.stores(sales)),
         ]
         if plan is not None:
             digests.append(write_table(folder / PLAN, plan_schema, plan))
+        if records.names.needed:
+            digests.append(write_table(folder / NAMES, NAMES_SCHEMA, records.names.table))
         if rejected.height:
             rejected.write_csv(folder / REJECTED)
         dataset = replace(dataset, digest=combine_digests(digests))
         return write_meta(folder, dataset)
 
 
-def _plan_rows(source: Source) -> int:
-    return source.rows[LABEL].null_count() if LABEL in source.rows.columns else 0
-
-
-def _file_report(source: Source, plan_rows: int) -> FileReport:
+def _file_report(source: Source, records: Records) -> FileReport:
+    counts = records.counts(source)
     return FileReport(
         file=str(source.path),
         rows=source.total,
-        accepted=source.rows.height - plan_rows,
-        plan_rows=plan_rows,
+        accepted=counts.accepted,
+        plan_rows=counts.plan,
         rejected=source.rejected().height,
         ignored_columns=source.ignored(),
+        merged=source.merged,
+        empty=counts.empty,
+        left_out=counts.left_out,
+        notes=tuple(source.notes),
     )
 
 

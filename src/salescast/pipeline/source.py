@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeAlias
 import polars as pl
 
 from salescast.data import dataset, ingest
+from salescast.data.import_report import ImportReport
 from salescast.runtime import parquet
 from salescast.workdir import Workdir
 
@@ -27,7 +28,7 @@ def dataset_source(
     stores: Table | None,
     options: Mapping[str, Any],
     seed: int = 42,
-    imported: Callable[[ingest.ImportReport], None] | None = None,
+    imported: Callable[[ImportReport], None] | None = None,
 ) -> Callable[[Path], None]:
     """A function that writes the dataset folder it is given; without sales, demo data.
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 import polars as pl
 
 from salescast.data.dataset import Raw
-from salescast.data.ingest import OpeningDays, opening_days
+from salescast.data.import_report import OpeningDays, opening_days
 from salescast.report.totals import ENDED
 from salescast.schema import KEYS, LABEL, SEASON
 

@@ -8,7 +8,7 @@ from typing import TypedDict
 import polars as pl
 
 from salescast.data.dataset import GENERATED, Dataset
-from salescast.data.ingest import reasons
+from salescast.data.import_report import reasons
 from salescast.report.accuracy import Accuracy, BacktestCharts, build_accuracy
 from salescast.report.columns import Packed, pack
 from salescast.report.quality import Quality, build_quality
