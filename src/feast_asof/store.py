@@ -23,6 +23,7 @@ from feast_asof import entity_frame, local_engine, views, write
 from feast_asof.engine import Engine, EngineSettings, Work
 from feast_asof.errors import AsofError
 from feast_asof.job import AsofRetrievalJob, local_path
+from feast_asof.join import View
 from feast_asof.pull import Columns
 from feast_asof.snapshot import consistent
 from feast_asof.views import resolve_views
@@ -79,24 +80,17 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
             config, feature_views, feature_refs, full=full_feature_names, known_at=filter_by_created_timestamp
         )
         if entity_df is None:
-            for view in views:
-                consistent(partial(entity_frame.check_source, view))
             start, end = compute_non_entity_date_range(feature_views, start_date=start_date, end_date=end_date)
-            frame = local_engine.entities_between(views, start, end)
+            frame = _entities_between(views, start, end)
         else:
             frame = entity_frame.read(entity_df)
         entity_frame.check(frame.schema, frame.timestamp, views)
-
-        def metadata() -> RetrievalMetadata:
-            first, last = frame.time_range()
-            return RetrievalMetadata(feature_refs, [c for c in frame.schema.names if c != frame.timestamp], first, last)
-
         return _job(
             config,
             _engine(config).historical_join(_settings(config), frame, views, order),
             full_feature_names=full_feature_names,
             on_demand_feature_views=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
-            metadata=metadata,
+            metadata=partial(_time_range, frame, feature_refs),
         )
 
     @staticmethod
@@ -167,6 +161,19 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         table = data if isinstance(data, pa.Table) else pq.read_table(data)
         folder = local_path(config.repo_path, destination.path)
         write.add_files(table, folder, uuid.uuid4().hex, destination.partition_by or [])
+
+
+def _entities_between(views: list[View], start: datetime, end: datetime) -> entity_frame.EntityFrame:
+    """The entities of the sources between two times. Raises AsofError for a source that cannot be used."""
+    for view in views:
+        consistent(partial(entity_frame.check_source, view))
+    return local_engine.entities_between(views, start, end)
+
+
+def _time_range(frame: entity_frame.EntityFrame, feature_refs: list[str]) -> RetrievalMetadata:
+    """What Feast tells of a retrieval: its features, its keys, and its first and last time."""
+    first, last = frame.time_range()
+    return RetrievalMetadata(feature_refs, [c for c in frame.schema.names if c != frame.timestamp], first, last)
 
 
 def _settings(config: RepoConfig) -> EngineSettings:

@@ -21,7 +21,8 @@ import pytest
 
 from salescast.config import Settings
 from salescast.feature_store.databases import CHECKSUM, with_checksum
-from salescast.serving.forecaster import BusyError, Forecaster, RateLimit, UnavailableError
+from salescast.serving.availability import BusyError, RateLimit, UnavailableError
+from salescast.serving.forecaster import Forecaster
 from salescast.serving.protocol_v1 import Query
 
 from .conftest import PREDICT, READY, Running, World, answers, wait

@@ -23,12 +23,12 @@ from salescast.data.dataset import (
     write_meta,
     write_table,
 )
+from salescast.data.files import read_tables, unpivoted
 from salescast.data.findings import findings
-from salescast.data.import_report import FileReport, ImportReport, opening_days, reasons
+from salescast.data.import_report import ImportReport, opening_days, reasons
 from salescast.data.names import FILE as NAMES
 from salescast.data.names import SCHEMA as NAMES_SCHEMA
 from salescast.data.names import Names
-from salescast.data.readers import read_tables, unpivoted
 from salescast.data.records import Records
 from salescast.data.validation import COLUMNS, STOCK, Form, Source, labels_of
 from salescast.data.weeks import Weeks
@@ -84,14 +84,18 @@ def import_sales(
     _check_used(sources, mapping, planned, out_of_stock)
     records = Records(sold, conditions, static, Names.read(out), planned, open_days)
     records.check(weeks)
-
     rejected = pl.concat(source.rejected() for source in sources)
     if not records.usable or (rejected.height and not skip_bad_rows):
         _refuse(rejected, sources, out, usable=records.usable, second_rows=records.second_rows)
+    return _import(records, str(sales), country, gaps, rejected, out)
+
+
+def _import(records: Records, source: str, country: str, gaps: str, rejected: pl.DataFrame, out: Path) -> ImportReport:
+    """Write the rows that no rule has rejected, and say what became of all."""
     table, decision = records.sales(gaps)
     plan = records.plan()
     dataset = Dataset(
-        source=str(sales),
+        source=source,
         rows=table.height,
         series=table.select(KEYS).n_unique(),
         stores=table["store_id"].n_unique(),
@@ -106,7 +110,7 @@ def import_sales(
     column = dataset.open_days
     return ImportReport(
         dataset=dataset,
-        files=tuple(_file_report(source, records) for source in sources),
+        files=tuple(records.file_report(file) for file in records.sources),
         rejected=rejected,
         negative=int((table[LABEL] < 0).sum()),
         gaps=_span(table, KEYS) - table.height,
@@ -223,22 +227,6 @@ def _write(
             rejected.write_csv(folder / REJECTED)
         dataset = replace(dataset, digest=combine_digests(digests))
         return write_meta(folder, dataset)
-
-
-def _file_report(source: Source, records: Records) -> FileReport:
-    counts = records.counts(source)
-    return FileReport(
-        file=str(source.path),
-        rows=source.total,
-        accepted=counts.accepted,
-        plan_rows=counts.plan,
-        rejected=source.rejected().height,
-        ignored_columns=source.ignored(),
-        merged=source.merged,
-        empty=counts.empty,
-        left_out=counts.left_out,
-        notes=tuple(source.notes),
-    )
 
 
 def _span(table: pl.DataFrame, keys: Sequence[str]) -> int:

@@ -1,8 +1,6 @@
 """The rules across rows and files, and the tables of the dataset that the rows become."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import date
 from typing import Final
 
 import polars as pl
@@ -10,29 +8,17 @@ import polars as pl
 from salescast.data import gaps as gap_rules
 from salescast.data import weeks as week_rules
 from salescast.data.dataset import PLAN_KEYS
+from salescast.data.import_report import FileReport
 from salescast.data.names import ENTITIES, Names, are_numbers, is_canonical
 from salescast.data.readers import ROW
+from salescast.data.suspects import check_currency, reject_far_dates
 from salescast.data.validation import PLANNED, STOCK, Source
 from salescast.data.weeks import Weeks
-from salescast.errors import UserError
 from salescast.schema import KEYS, LABEL, RAW_SALES, RAW_STORE_WEEKS, RAW_STORES
 
 OPEN_DAYS: Final = "open_days"  # the planned column that is derived from days
 _CONDITIONS: Final = ("temperature", "fuel_price", "cpi", "unemployment")
-_CURRENCY: Final = ("currency", "currency_code", "curr", "ccy", "waehrung", "währung", "devise", "moneda")
-_FAR: Final = 53 * 7  # days without any row, as no history has them inside
-_FEW: Final = 0.01  # of the rows: more than these are no mistyped date
 _USUALLY_OPEN: Final = 5  # days a week; opening days of shops with fewer days of sales are not derived
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Rows of a file by what became of them, apart from rejected and repeated ones: see `FileReport`."""
-
-    accepted: int
-    plan: int = 0
-    empty: int = 0
-    left_out: int = 0
 
 
 class Records:
@@ -53,6 +39,7 @@ class Records:
         open_days: str | None,
     ) -> None:
         self.sold, self.conditions, self.static = sold, conditions, static
+        self.sources = [source for source in (sold, conditions, static) if source is not None]
         self.names, self.open_days, self.decisions = names, open_days, list[str]()
         self.planned = planned
         self.usable = True
@@ -66,7 +53,7 @@ class Records:
 
         Raises UserError for a file that cannot be meant: sales in two currencies, dates on many weekdays.
         """
-        _check_currency(self.sold)
+        check_currency(self.sold)
         self._identify()
         if self.static is not None:
             self.static.keep_unique("store_id")
@@ -74,7 +61,7 @@ class Records:
                 known = self.static.rows["store_id"].implode()
                 reason = f"{self.sold.label['store_id']} is not in {self.static.path.name}"
                 self.sold.keep(pl.col("store_id").is_in(known), reason, "store_id")
-        _reject_far_dates(self.sold)
+        reject_far_dates(self.sold)
         self._set_empty_aside()
         observed = self.sold.rows.filter(pl.col(LABEL).is_not_null())
         self.usable = observed.height > 0
@@ -101,9 +88,7 @@ class Records:
     def _identify(self) -> None:
         """Give the ids of all files their numbers; reject those that are no numbers where all others are."""
         for entity in KEYS:
-            sources = [
-                source for source in (self.sold, self.conditions, self.static) if source and entity in source.label
-            ]
+            sources = [source for source in self.sources if entity in source.label]
             texts = [source.rows[entity] for source in sources]
             if not texts:
                 continue
@@ -267,13 +252,24 @@ class Records:
         """The table of the stores (RAW_STORES, sorted)."""
         return conform(self.static.rows if self.static else sales.select("store_id").unique(), RAW_STORES)
 
-    def counts(self, source: Source) -> Counts:
+    def file_report(self, source: Source) -> FileReport:
         """The rows of a file by what became of them."""
-        if source is not self.sold:
-            return Counts(accepted=source.rows.height)
-        used = self._observed().height
-        plan = int(source.rows[LABEL].null_count())
-        return Counts(used, plan, self._empty.height, source.rows.height - plan - used)
+        used, plan, empty, left_out = source.rows.height, 0, 0, 0
+        if source is self.sold:
+            used, plan, empty = self._observed().height, int(source.rows[LABEL].null_count()), self._empty.height
+            left_out = source.rows.height - plan - used
+        return FileReport(
+            file=str(source.path),
+            rows=source.total,
+            accepted=used,
+            plan_rows=plan,
+            rejected=source.rejected().height,
+            ignored_columns=source.ignored(),
+            merged=source.merged,
+            empty=empty,
+            left_out=left_out,
+            notes=tuple(source.notes),
+        )
 
 
 def conform(rows: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
@@ -291,31 +287,3 @@ def _of_stores(plan: pl.DataFrame) -> pl.DataFrame:
 def _with_keys(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows with both keys; a file without a column of stores or departments has store or department 0."""
     return rows.with_columns(pl.lit(0, pl.Int32).alias(name) for name in KEYS if name not in rows.columns)
-
-
-def _check_currency(sold: Source) -> None:
-    """Raises UserError when a column of currencies has two of them."""
-    for column in sold.ignored():
-        if column.casefold() in _CURRENCY:
-            found = sorted(sold.values(column).drop_nulls().unique())
-            if len(found) > 1:
-                raise UserError(
-                    f"{sold.path}: column {column!r} has {' and '.join(found[:3])}; convert the sales to one currency"
-                )
-
-
-def _reject_far_dates(sold: Source) -> None:
-    """Reject the few rows whose date lies more than a year from all others, as after a mistyped year."""
-    days = sold.rows["week"].unique().sort()
-    if days.len() < 3:
-        return
-    breaks = days.diff().dt.total_days() > _FAR
-    block = breaks.fill_null(False).cum_sum()
-    sizes = sold.rows.join(pl.DataFrame({"week": days, "block": block}), on="week")["block"].value_counts()
-    kept = sizes.filter(pl.col("count") > _FEW * sold.rows.height)["block"]
-    if kept.len() < sizes.height and kept.len() > 0:
-        near = days.filter(block.is_in(kept.implode()))
-        first, last = near.min(), near.max()
-        assert isinstance(first, date) and isinstance(last, date)
-        reason = f"{sold.label['week']} lies more than a year from all others, {first} to {last}"
-        sold.keep(pl.col("week").is_in(near.implode()), reason, "week")

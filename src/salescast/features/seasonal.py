@@ -48,6 +48,17 @@ EFFECT_WINDOW = 13  # recent weeks that a planned input is compared with
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What is planned for n series, T weeks and the horizon; without a plan all is None."""
+
+    plan: PlanVersions | None = None
+    effect: Floats | None = None  # [T + 1, planned inputs]
+    open_days: int | None = None  # index of the opening days among the planned inputs
+    usual: Floats | None = None  # [n, T + 1]: the usual open days, for weeks whose open days are not known
+    per_day: Floats | None = None  # [n, T]: sales per open day, if there are opening days
+
+
+@dataclass(frozen=True)
 class Panel:
     """All series of a dataset: n series, T weeks, base weeks 0..T (T = the upcoming one)."""
 
@@ -62,10 +73,7 @@ class Panel:
     store_sales: Floats
     growth: dict[str, tuple[Floats, Floats]]  # own, dept, store, total -> paired sales of both years
     denoised: Denoised
-    plan: PlanVersions | None
-    effect: Floats | None  # [T + 1, planned inputs]
-    open_days: int | None  # index of the opening days among the planned inputs
-    usual: Floats | None  # [n, T + 1]: the usual open days, for weeks whose open days are not known
+    planned: Planned
 
 
 def prepare(
@@ -83,20 +91,8 @@ def prepare(
     observed = dense(sales)
     series, first, matrix = observed.series.with_row_index("row"), observed.first_week, observed.sales
     begins = np.argmax(np.isfinite(matrix), axis=1)
-    versions, effect, open_index, usual = None, None, None, None
-    if plan is not None:
-        names = tuple(name for name in plan.columns if name not in (*KEYS, "week", "known_at"))
-        versions = plan_versions(plan, names, series, first, matrix.shape[1] + horizon)
-        history = versions.history(matrix.shape[1])
-        if open_days is not None:
-            open_index = names.index(open_days)
-            usual = usual_open_days(history[open_index])
-            known = history[open_index]
-            days = history[open_index] = np.where(np.isfinite(known), known, usual[:, :-1])
-            matrix = np.where(days > 0, ratio(matrix, days), np.nan)
-        effect = effects(history, matrix)
-        if open_index is not None:
-            effect[:, open_index] = 0.0  # sales are already per open day
+    planned = Planned() if plan is None else _planned(plan, series, first, matrix, horizon, open_days)
+    matrix = matrix if planned.per_day is None else planned.per_day
     dept, store = (series[key].rank("dense").cast(pl.Int64).to_numpy() - 1 for key in ("dept_id", "store_id"))
     now, ago = paired(matrix)
     total = np.zeros_like(dept)
@@ -116,11 +112,32 @@ def prepare(
             for name, groups in (("dept_", dept), ("store_", store), ("total_", total))
         },
         denoised=denoise(matrix, dept, horizon),
-        plan=versions,
-        effect=effect,
-        open_days=open_index,
-        usual=usual,
+        planned=planned,
     )
+
+
+def _planned(
+    plan: pl.DataFrame,
+    series: pl.DataFrame,
+    first: np.datetime64,
+    sales: Floats,
+    horizon: int,
+    open_days: str | None,
+) -> Planned:
+    """The versions of the plan and the effects of its inputs on `sales`, [n, T] from week `first` on."""
+    names = tuple(name for name in plan.columns if name not in (*KEYS, "week", "known_at"))
+    versions = plan_versions(plan, names, series, first, sales.shape[1] + horizon)
+    history = versions.history(sales.shape[1])
+    if open_days is None:
+        return Planned(versions, effects(history, sales))
+    place = names.index(open_days)
+    usual = usual_open_days(history[place])
+    known = history[place]
+    days = history[place] = np.where(np.isfinite(known), known, usual[:, :-1])
+    per_day = np.where(days > 0, ratio(sales, days), np.nan)
+    effect = effects(history, per_day)
+    effect[:, place] = 0.0  # sales are already per open day
+    return Planned(versions, effect, place, usual, per_day)
 
 
 def seasonal_features(
@@ -240,12 +257,14 @@ def _plan_at(panel: Panel, plan: PlanVersions, row: Ints, base: Ints, week: Ints
     A store whose known opening days of the last weeks are all 0 is assumed to stay closed.
     """
     values = plan.at(row, base, week)
-    if panel.open_days is not None and panel.usual is not None:
+    if panel.planned.open_days is not None and panel.planned.usual is not None:
         past = base[:, None] - np.arange(EFFECT_WINDOW, 0, -1)
-        shut = np.fmax.reduce(plan.at(row, base, past)[panel.open_days], axis=1) == 0
-        usual = np.where(shut[:, None] & (week >= base[:, None]), 0.0, panel.usual[row, base][:, None])
-        unknown = (week >= 0) & (week < panel.sales.shape[1] + panel.horizon) & np.isnan(values[panel.open_days])
-        values[panel.open_days] = np.where(unknown, usual, values[panel.open_days])
+        shut = np.fmax.reduce(plan.at(row, base, past)[panel.planned.open_days], axis=1) == 0
+        usual = np.where(shut[:, None] & (week >= base[:, None]), 0.0, panel.planned.usual[row, base][:, None])
+        unknown = (
+            (week >= 0) & (week < panel.sales.shape[1] + panel.horizon) & np.isnan(values[panel.planned.open_days])
+        )
+        values[panel.planned.open_days] = np.where(unknown, usual, values[panel.planned.open_days])
     return values
 
 
@@ -256,14 +275,16 @@ def _planned_columns(panel: Panel, row: Ints, base: Ints, ahead: Ints) -> dict[s
     `planned__effect_before`: of last year's plan compared with the plan of the year before it;
     `planned__level_effect`: of the plan compared with the last 13 weeks; `planned__open_days`: opening days.
     """
-    if panel.plan is None or panel.effect is None:
+    if panel.planned.plan is None or panel.planned.effect is None:
         return {}
     past = base[:, None] - np.arange(EFFECT_WINDOW, 0, -1)
-    target, before, twice = (_plan_at(panel, panel.plan, row, base, ahead - years * SEASON) for years in range(3))
+    target, before, twice = (
+        _plan_at(panel, panel.planned.plan, row, base, ahead - years * SEASON) for years in range(3)
+    )
     usual, *earlier = (
-        mean(_plan_at(panel, panel.plan, row, base, past - years * SEASON))[:, :, None] for years in range(3)
+        mean(_plan_at(panel, panel.planned.plan, row, base, past - years * SEASON))[:, :, None] for years in range(3)
     )  # [P, m, 1]
-    effect = panel.effect[base].T[:, :, None]
+    effect = panel.planned.effect[base].T[:, :, None]
     year = np.nan_to_num(target - before) - np.nan_to_num(usual - earlier[0])
     last_year = np.nan_to_num(before - twice) - np.nan_to_num(earlier[0] - earlier[1])
     out = {
@@ -271,9 +292,9 @@ def _planned_columns(panel: Panel, row: Ints, base: Ints, ahead: Ints) -> dict[s
         "planned__effect_before": (effect * last_year).sum(axis=0),
         "planned__level_effect": (effect * np.nan_to_num(target - usual)).sum(axis=0),
     }
-    if panel.open_days is not None:
-        out["planned__open_days"] = target[panel.open_days]
-    for i, name in enumerate(panel.plan.names):
+    if panel.planned.open_days is not None:
+        out["planned__open_days"] = target[panel.planned.open_days]
+    for i, name in enumerate(panel.planned.plan.names):
         out |= {
             f"planned_{name}": target[i],
             f"planned_{name}_last_year": before[i],

@@ -19,7 +19,6 @@ from typing import Final
 import numpy as np
 import polars as pl
 import torch
-from kserve.errors import ServerNotReady
 from prometheus_client import Counter, Gauge, Histogram
 
 from salescast import schema
@@ -31,6 +30,7 @@ from salescast.feature_store.online import OnlineReader, OnlineRows
 from salescast.model import bundle
 from salescast.model.bundle import UNREADABLE, Bundle
 from salescast.schema import MEDIAN, level_name
+from salescast.serving.availability import BusyError, RateLimit, UnavailableError
 from salescast.serving.protocol_v1 import Answer, Limits, Query, RequestError
 from salescast.workdir import workdir_of_repo
 
@@ -48,37 +48,6 @@ FORECASTS = Counter("salescast_forecasts", "Weeks forecast, by the version of th
 FEATURE_AGE = Gauge("salescast_feature_age_days", "Age of the oldest row last used", multiprocess_mode="mostrecent")
 OUTSIDE = Counter("salescast_inputs_outside_training", "Values outside the range of training, by input", ["input"])
 RELOADS = Counter("salescast_bundle_reloads", "New bundles found in the model folder", ["outcome"])
-
-
-class UnavailableError(ServerNotReady):  # type: ignore[misc]  # KServe is untyped
-    """The server cannot answer now: 503, UNAVAILABLE. The message names what is down."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__()
-        self.reason = self.error_msg = reason
-
-
-class BusyError(UnavailableError):
-    """The server is at its limit: 429, UNAVAILABLE. The client may retry in a moment."""
-
-
-class RateLimit:
-    """A token bucket: at most `per_second` requests, with bursts of one second's worth. None means no limit."""
-
-    def __init__(self, per_second: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.per_second, self._clock = per_second, clock
-        self._tokens, self._since = per_second or 0.0, clock()
-
-    def check(self) -> None:
-        """Count a request. Raises BusyError."""
-        if self.per_second is None:
-            return
-        now = self._clock()
-        self._tokens = min(max(self.per_second, 1.0), self._tokens + (now - self._since) * self.per_second)
-        self._since = now
-        if self._tokens < 1:
-            raise BusyError(f"more than {self.per_second:g} requests a second; try again in a moment")
-        self._tokens -= 1
 
 
 def service_views(service: str, planned: Sequence[str] = ()) -> dict[str, Mapping[str, pl.DataType]]:

@@ -29,7 +29,7 @@ from starlette.requests import ClientDisconnect
 
 from salescast.schema import MODEL_NAME
 from salescast.serving import pages
-from salescast.serving.forecaster import BusyError, UnavailableError
+from salescast.serving.availability import BusyError, UnavailableError
 from salescast.serving.protocol_v1 import INT32, RequestError, TooLargeError
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,8 @@ from salescast.config import settings
 from salescast.runtime.processes import announce
 from salescast.schema import MODEL_NAME
 from salescast.serving import protocol_v1, protocol_v2, routes
-from salescast.serving.forecaster import BusyError, Forecaster, UnavailableError
+from salescast.serving.availability import BusyError, UnavailableError
+from salescast.serving.forecaster import Forecaster
 
 # Every other method is UNIMPLEMENTED, including those of later KServe versions.
 GRPC_METHODS: Final = frozenset(

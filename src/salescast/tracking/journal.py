@@ -240,17 +240,24 @@ def tracked(tracking: Tracking | None, folder: Path | None, params: Mapping[str,
     journal.params(params)
     with _brief_requests():
         uploader.start()
+        finished = False
         try:
             yield journal
-        except BaseException:
-            try:
-                journal.end("FAILED")
-            except UserError as error:  # the first error is the one to report
-                logger.warning("%s", error)
-            uploader.finish(0)
-            raise
+            finished = True
+        finally:
+            if not finished:
+                _end_failed(journal, uploader)
         journal.end("FINISHED")
         uploader.finish(tracking.patience)
+
+
+def _end_failed(journal: Journal, uploader: Uploader) -> None:
+    """Mark the run as failed and do not wait. What ended the training is the error to report, not one from here."""
+    try:
+        journal.end("FAILED")
+    except UserError as error:
+        logger.warning("%s", error)
+    uploader.finish(0)
 
 
 @contextmanager

@@ -42,11 +42,11 @@ from salescast.training.samples import (
     Shard,
     build_samples,
     day_number,
-    fit_scaler,
     learned,
     load_shard,
     window_mask,
 )
+from salescast.training.standardization import fit_scaler
 from salescast.training.trainer import Notify, Run, Trainer, train
 
 logger = logging.getLogger(__name__)

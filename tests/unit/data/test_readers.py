@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from salescast.data.readers import ROW, read_table, read_tables, unpivoted
+from salescast.data.files import read_tables, unpivoted
+from salescast.data.readers import ROW, read_table
 from salescast.errors import UserError
 
 HEADER = "Store,Ort,Wert"

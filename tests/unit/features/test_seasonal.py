@@ -15,7 +15,7 @@ from salescast.errors import UserError
 from salescast.features.seasonal import seasonal_features
 from salescast.model import inputs
 from salescast.model.arrays import LEVEL, PROFILE, SEASONAL
-from salescast.model.seasonal_inputs import date_shift
+from salescast.model.date_shift import date_shift
 from salescast.schema import (
     INFERENCE_SERVICE_SEASONAL,
     KEYS,

@@ -24,13 +24,13 @@ from salescast.training.samples import (
     Shard,
     build_samples,
     day_number,
-    fit_scaler,
     learned,
     load_shard,
     series_start,
     shard_bounds,
     window_mask,
 )
+from salescast.training.standardization import fit_scaler
 
 CONFIG = TrainConfig(feature_service=schema.TRAINING_SERVICE, horizon=4)
 ALONE = Group(0, 1, choose("cpu", 0, False, 0, 1))
