@@ -31,8 +31,7 @@ VIEWS = (schema.SALES_VIEW, schema.STORE_VIEW, schema.SEASONAL_VIEW)
 
 def feast_fields(columns: Mapping[str, pl.DataType]) -> "list[Field]":
     """Feast's declaration of a view's columns. Raises KeyError for a type that no view has."""
-    from feast import Field
-    from feast.types import Array, Float32, Int32, Int64, String
+    from salescast.feature_store.feast_import import Array, Field, Float32, Int32, Int64, String
 
     types = {
         pl.Float32(): Float32,
@@ -61,7 +60,7 @@ def install_repo(workdir: Workdir) -> Path:
 
 
 def _config(repo: Path, name: str | None = None) -> "RepoConfig":
-    from feast.repo_config import load_repo_config
+    from salescast.feature_store.feast_import import load_repo_config
 
     yaml = repo / (name or settings().feature_store_yaml)
     if not yaml.is_file():
@@ -79,7 +78,7 @@ def open_store(workdir: Workdir, yaml: str | None = None) -> "FeatureStore":
 
     Raises UserError if `apply` has not been run.
     """
-    from feast import FeatureStore
+    from salescast.feature_store.feast_import import FeatureStore
 
     return FeatureStore(config=_config(workdir.feature_repo, yaml))
 
@@ -128,7 +127,7 @@ def apply(workdir: Workdir, yaml: str | None = None) -> None:
 
     `yaml`: as for `open_store`. Raises UserError for feature files that cannot be used.
     """
-    from feast.repo_operations import apply_total
+    from salescast.feature_store.feast_import import apply_total
 
     feature_digests(workdir)
     repo = install_repo(workdir).resolve()
