@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving pictures manifests rehearse fuzz faults soak dist image sbom audit pin clean
+.PHONY: help setup run test long quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving pictures manifests rehearse fuzz faults soak dist image sbom audit pin clean
 
 help:  ## print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,11 +24,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 run: setup  ## the whole pipeline on the 65,520-row demo data
 	$(BIN)/salescast run
 
-test: setup  ## lint, types and every test
+test: setup  ## lint, types and the tests, but for those of `make long`
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+
+long: setup  ## the tests of some minutes each: every document, the notebooks, secrets in a whole run
+	FAULT_ROUNDS=2 $(BIN)/python -m pytest -m 'long and not fault'
 
 cover: setup  ## every test, in one process, and the lines that none of them reaches
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

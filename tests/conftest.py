@@ -122,4 +122,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not LONG:
         for item in items:
             if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="part of `make faults`"))
+                item.add_marker(pytest.mark.skip(reason="part of `make long` or `make faults`"))

@@ -43,7 +43,7 @@ def stop(server: "subprocess.Popen[bytes]") -> None:
         server.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.fault("MLflow lost in the middle of a training", "the bundle as ever; everything is sent when it is back")
 def test_mlflow_lost_in_the_middle_is_caught_up_later(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
     with socket.socket() as probe:

@@ -31,6 +31,7 @@ from .conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")] + sorted(ROOT.glob("docs/*.md"))
+WALKS = ("README.md", "your-data.md")  # minutes each; the others are tried at every `make test`
 BLOCK = re.compile(
     r"(?:<!-- (?P<mark>cluster|not run|until stopped)(?:: (?P<note>[^\n]*?))? -->\s*)?"
     r"^```(?P<kind>bash|python|text)\n(?P<code>.*?)^```",
@@ -124,7 +125,11 @@ def anchors(document: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d)], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(d, marks=[pytest.mark.long] * (d.name in WALKS)) for d in DOCUMENTS if blocks(d)],
+    ids=lambda path: path.name,
+)
 def test_what_a_document_tells_to_run_runs(document: Path, furnished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "reader"
     shutil.copytree(furnished, folder, symlinks=True)

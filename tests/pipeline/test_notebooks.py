@@ -23,18 +23,29 @@ def code(notebook: Path) -> list[str]:
     return [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
 
 
-@pytest.mark.slow
-def test_the_notebooks_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = Workdir(tmp_path / "shared")
+def run_in_order(notebooks: list[Path], root: Path, monkeypatch: pytest.MonkeyPatch) -> Workdir:
+    work = Workdir(root)
     dataset.generate(work.raw, stores=4, depts=3, weeks=100, seed=1)
     for name in [name for name in os.environ if name.startswith(("SALESCAST_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     for name, value in {**SMALL, "SALESCAST_WORKDIR": str(work.root), "MPLBACKEND": "agg"}.items():
         monkeypatch.setenv(name, value)
-    for path in NOTEBOOKS:
+    for path in notebooks:
         notebook = nbformat.read(path, as_version=4)
         patient = {"timeout": None, "startup_timeout": 1800}  # a kernel that dies is noticed
         NotebookClient(notebook, resources={"metadata": {"path": str(FOLDER)}}, **patient).execute()
+    return work
+
+
+@pytest.mark.slow
+def test_the_first_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = run_in_order(NOTEBOOKS[:1], tmp_path / "shared", monkeypatch)
+    assert (work.data / "sales_features.parquet").exists() and any((work.data / "training").iterdir())
+
+
+@pytest.mark.long
+def test_the_notebooks_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = run_in_order(NOTEBOOKS, tmp_path / "shared", monkeypatch)
     assert work.report.exists() and work.forecasts.exists() and work.backtest.exists()
     assert tracking_uri(work).endswith("mlflow.db")
 

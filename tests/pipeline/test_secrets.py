@@ -89,7 +89,7 @@ def mlflow_with_password(folder: Path) -> Iterator[str]:
         server.process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_with_secrets_in_its_environment_leaks_none(
     finished_run: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
