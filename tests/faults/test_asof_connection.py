@@ -121,7 +121,8 @@ def test_mutual_tls(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_other_versions_of_ray_and_python() -> None:
     with head({}) as addresses:
-        given = [f"{address},{other}" for address in addresses for other in ("2.40.0", f"{ray.__version__},3.9.1")]
+        others = ("2.40.0", f"{ray.__version__},3.9.1")
+        given = [f"{address},{other}" for address, other in zip(addresses, others, strict=True)]
         for other, said in zip(given, drive({}, *given), strict=True):
             assert other.split(",")[-1] in said
             assert "driver and cluster need the same Ray and the same Python minor version" in said

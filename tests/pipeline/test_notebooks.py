@@ -40,7 +40,7 @@ def run_in_order(notebooks: list[Path], root: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_the_first_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = run_in_order(NOTEBOOKS[:1], tmp_path / "shared", monkeypatch)
-    assert (work.data / "sales_features.parquet").exists() and any((work.data / "training").iterdir())
+    assert (work.data / "sales_features.parquet").exists()
 
 
 @pytest.mark.long
