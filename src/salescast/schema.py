@@ -67,6 +67,7 @@ SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {
     "scale": pl.Float32(),  # mean |y| of the last 52 weeks
     "deviation": pl.Float32(),  # population standard deviation of the last 52 weeks
     "market_level": pl.Float32(),  # mean |y| of the last 52 weeks over all series
+    "lowest": pl.Float32(),  # least y of all weeks before t
     "recent": _LIST,  # y of weeks t-1 .. t-4
     "level": _LIST,  # mean y, by window
     "growth_now": _LIST,  # mean y of the weeks observed in both years, by window
@@ -117,7 +118,17 @@ FEATURE_GROUPS: Final[dict[str, tuple[str, ...]]] = {
 
 # Groups of the seasonal view; the columns of the group "planned" differ by dataset.
 SEASONAL_GROUPS: Final[dict[str, tuple[str, ...]]] = {
-    "level": ("scale", "deviation", "market_level", "recent", "level", "denoise_error", "naive_error", "naive_bias"),
+    "level": (
+        "scale",
+        "deviation",
+        "market_level",
+        "lowest",
+        "recent",
+        "level",
+        "denoise_error",
+        "naive_error",
+        "naive_bias",
+    ),
     "growth": ("growth_now", "growth_ago", "growth_before_now", "growth_before_ago"),
     "last year": ("last_year", "denoised_last_year", "denoised_year_before"),
     "pooled": tuple(name for name in SEASONAL_FEATURES if name.startswith(("dept_", "store_", "total_"))),

@@ -14,7 +14,7 @@ whole = samples.Samples.epoch
 def spoiled(self: samples.Samples, *arguments: int) -> Iterator[samples.Batch]:
     for number, batch in enumerate(whole(self, *arguments)):
         nan = os.environ["RANK"] == "1" and number == 1
-        yield dataclasses.replace(batch, unit=batch.unit * float("nan")) if nan else batch
+        yield dataclasses.replace(batch, weight=batch.weight * float("nan")) if nan else batch
 
 
 samples.Samples.epoch = spoiled  # type: ignore[method-assign]

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # Features that compare years are null in the first SEASON + LEAD_IN weeks: with less history before last year's target
 # week they are mostly noise.
 LEAD_IN = 4
-THIS_YEAR = ("scale", "deviation", "market_level", "recent", "level", "denoise_error")
+THIS_YEAR = ("scale", "deviation", "market_level", "lowest", "recent", "level", "denoise_error")
 GROWTH_WINDOW = 13  # weeks over which last year is compared with the year before it
 EFFECT_WINDOW = 13  # recent weeks that a planned input is compared with
 
@@ -176,6 +176,7 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
         "scale": window_mean(np.abs(sales), SEASON)[local, base],
         "deviation": window_deviation(sales, SEASON)[local, base],
         "market_level": _market(panel)[base],
+        "lowest": _lowest(sales)[local, base],
         "recent": _at(sales, local, base[:, None] - np.arange(1, 5)),
         "level": _windows(sales, local, base),
         "last_year": _at(sales, local, around),
@@ -232,6 +233,12 @@ def _windows(values: Floats, row: Ints, base: Ints) -> Floats:
     """Mean of the observed weeks before each base week, [m, WINDOWS]; NaN where there are none."""
     inside = np.maximum(base, 0)
     return np.stack([window_mean(values, weeks)[row, inside] for weeks in WINDOWS], axis=1)
+
+
+def _lowest(sales: Floats) -> Floats:
+    """[n, T + 1]: the least observed value before each week; NaN before the first one."""
+    unknown = np.full((len(sales), 1), np.nan)
+    return np.concatenate([unknown, np.fmin.accumulate(sales, axis=1)], axis=1)
 
 
 def _market(panel: Panel) -> Floats:

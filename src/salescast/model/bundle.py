@@ -103,7 +103,7 @@ class SavedMetadata:
 class Forecast:
     """Forecasts of n base rows for H weeks, in the order of the rows given."""
 
-    quantiles: NDArray[np.float64]  # [n, H, Q], calibrated, increasing along Q
+    quantiles: NDArray[np.float64]  # [n, H, Q], calibrated, not decreasing along Q
     weeks: NDArray[np.datetime64]  # datetime64[D] [n, H]
     levels: tuple[float, ...]  # of the quantiles
     outside: dict[str, int]  # number of values outside their training range, by input (see Scaler.outside)
@@ -151,7 +151,8 @@ class Bundle:
         output = self._network_output(torch.from_numpy(inputs.base), torch.from_numpy(step), codes)
         outside = self.scaler.outside(inputs.base, step, codes)
         scale, anchor = inputs.unit[:, :weeks, None], inputs.anchor[:, :weeks, None]
-        return Forecast(anchor + scale * self._calibrated(output), inputs.weeks[:, :weeks], self.levels, outside)
+        quantiles = np.maximum(anchor + scale * self._calibrated(output), inputs.floor[:, None, None])
+        return Forecast(quantiles, inputs.weeks[:, :weeks], self.levels, outside)
 
     def _network_output(self, base: Tensor, step: Tensor, codes: Tensor) -> NDArray[np.float64]:
         """Quantiles [n, H, Q] in units, the mean over the heads, of inputs [n, Fb], [n, H, Fs] and codes [n, C]."""

@@ -33,8 +33,10 @@ DAMPING = 0.8  # of growth
 SEASONAL_SHARE = 0.6  # of last year's reconstruction in the anchor; the rest is level times department profile
 PROFILE_BOUNDS = (0.0, 20.0)
 CANDIDATE_BOUND = 3.0  # units
-SMALLEST = 1e-4  # lower bound of a series' scale, as a share of the market level
-CLOSED = 1e-30  # unit of a week without opening days, whose forecast is 0
+UNSOLD = 1e-12  # scale of a series without sales in a year, as a share of the market level
+SMALLEST = 1e-4  # lower bound of the input that says how large a series is, as a share of the market level
+CLOSED = 1e-30  # unit of a week without opening days and of a series that ended, whose forecast is 0
+ENDED = 13  # weeks without sales, after a year with sales in them, that end a series
 ANCHOR_WINDOWS = (4, 8, 13, 26)  # weeks; the anchor is the mean over them: no window is best everywhere
 BEFORE = "before:"  # prefix of inputs from the year before last year
 EASTER_WEEKS = (-2, -1, 0, 1)  # weeks relative to Easter that have an input; sales change before Easter too
@@ -73,7 +75,15 @@ def prepare_seasonal(rows: Columns, weeks: NDArray[np.datetime64], calendar: Cal
     averaged = np.isfinite(_around(rows, "denoised_year_before", horizon)[1] * _catch_up(rows, ""))
     step |= _averaged(per_week(weeks, _week_inputs, calendar), averaged)
     days = list_column(rows, "planned__open_days", horizon) if "planned__open_days" in rows else np.float32(1.0)
-    return Prepared(_base_inputs(rows, parts), step, anchor * days, np.maximum(unit * days, CLOSED), anchor_kind)
+    days = np.where(_ended(rows)[:, None], np.float32(0.0), days)
+    floor = np.where(rows["lowest"] < 0, -np.inf, 0.0)  # below 0 only for series that had returns
+    return Prepared(_base_inputs(rows, parts), step, anchor * days, np.maximum(unit * days, CLOSED), floor, anchor_kind)
+
+
+def _ended(rows: Columns) -> NDArray[np.bool_]:
+    """True [n] for series without any sales for ENDED weeks in which they sold a year ago."""
+    now, ago = (list_column(rows, f"growth_{year}", len(WINDOWS))[:, PLACE[ENDED]] for year in ("now", "ago"))
+    return np.asarray((now == 0) & (ago > 0))
 
 
 def _ratio(above: Array, below: Array) -> Array:
@@ -103,8 +113,8 @@ def _around(rows: Columns, name: str, horizon: int) -> tuple[Array, Array, Array
 
 
 def _parts(rows: Columns, horizon: int, shift: Array, shift_before: Array) -> _Parts:
-    market = rows["market_level"].astype(np.float32)
-    scale = np.fmax(rows["scale"].astype(np.float32), SMALLEST * market)
+    scale = rows["scale"].astype(np.float32)
+    scale = np.where(scale > 0, scale, UNSOLD * rows["market_level"].astype(np.float32))
     level = list_column(rows, "level", len(WINDOWS))
     growth = _growth(rows, "")
     dept, store = (_profiles(rows, group, horizon, shift, shift_before) for group in ("dept", "store"))
@@ -224,7 +234,7 @@ def _base_inputs(rows: Columns, parts: _Parts) -> dict[str, Array]:
         named
         | {f"level:{name}": values for name, values in noise.items()}
         | {
-            "level:log_scale": np.log(parts.scale / market),
+            "level:log_scale": np.log(np.maximum(parts.scale / market, SMALLEST)),
             "store:log_size": np.log(positive(rows["store_size"])),
         }
     )

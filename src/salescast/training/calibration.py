@@ -50,7 +50,7 @@ def shrinkage(network: QuantileMLP, samples: Samples, group: Group) -> float:
     sums = torch.zeros(len(SHRINKAGE), dtype=torch.float64, device=group.device)
     for batch, quantiles in _forecasts(network, samples):
         error = (batch.target[:, None] - quantiles[:, network.median, None] * factors).abs()
-        sums += (error * batch.unit[:, None]).sum(dim=0, dtype=torch.float64)
+        sums += (error * batch.weight[:, None]).sum(dim=0, dtype=torch.float64)
     errors = group.sum(sums.cpu().numpy())
     return max(
         factor for factor, error in zip(SHRINKAGE, errors, strict=True) if error <= (1 + TOLERANCE) * errors.min()

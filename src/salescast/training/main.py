@@ -87,7 +87,7 @@ def run_fit(shard: Shard, plan: Plan, fit: Fit, group: Group, journal: Journal |
             f"{config.min_history} weeks of history"
         )
     scaler = fit_scaler(shard, mask, group)
-    trainer = Trainer(build_samples(shard, mask, scaler, group.device), scaler, config, holdout.epochs, group)
+    trainer = Trainer(build_samples(shard, mask, scaler, group), scaler, config, holdout.epochs, group)
     best = train("full", trainer, run, resume if resume and resume.phase == "full" else None, holdout=holdout)
     if group.first:
         write_bundle(plan, fit, scaler, best, holdout)
@@ -108,8 +108,8 @@ def holdout_phase(shard: Shard, last: int, run: Run, resume: Checkpoint | None) 
             logger.warning("%s: too little history to hold %d weeks out", run.fit.name, config.holdout_weeks)
         return Holdout(config.epochs, math.nan, shrinkage=1.0, factors=(1.0, 1.0), best=None, scaler=None)
     scaler = fit_scaler(shard, train_mask, group)
-    trainer = Trainer(build_samples(shard, train_mask, scaler, group.device), scaler, config, config.epochs, group)
-    held_out = build_samples(shard, test_mask, scaler, group.device)
+    trainer = Trainer(build_samples(shard, train_mask, scaler, group), scaler, config, config.epochs, group)
+    held_out = build_samples(shard, test_mask, scaler, group)
     best = train("holdout", trainer, run, resume, held_out=held_out)
     network = trainer.average.network
     network.load_state_dict(best.weights)

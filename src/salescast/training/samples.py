@@ -4,6 +4,7 @@ A sample is a base row (the features of week b) with one horizon h; its label is
 """
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 ENOUGH = 0.25  # share of the samples with a seasonal anchor from which on only these are learned from
 CHUNK = 1 << 17  # rows turned into inputs at a time: bounds what is needed beside the tensors
+HEAVIEST = 100.0  # largest weight of a sample, in median units: one huge series does not decide for all
+UNIT_EDGES = np.arange(-100.0, 100.0, 0.01)  # log2 of the units that the median is found among
 EPOCH_DAY = date(1970, 1, 1)
 
 
@@ -192,12 +195,13 @@ def _assemble(
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples: raw inputs [B, F], category codes [B, C], and [B] each: target, unit, label, day of its week."""
+    """B samples: raw inputs [B, F], category codes [B, C], and [B] each: the others; `day` is that of its week."""
 
     numeric: Tensor
     codes: Tensor
     target: Tensor
     unit: Tensor
+    weight: Tensor  # in the loss: the unit, bounded
     label: Tensor
     day: Tensor
 
@@ -216,7 +220,8 @@ class Samples:
     codes: Tensor  # int64 [n, C - 1], of the categories but the horizon
     horizons: Tensor  # int64 [H], the horizons' codes
     size: int  # samples; 0 on a rank that only keeps step with the others
-    unit_sum: float  # of the samples' units
+    largest: float  # weight of a sample
+    weight_sum: float  # of the samples
 
     def batches(self, rows: Tensor, horizon: Tensor, batch: int) -> Iterator[Batch]:
         """The samples (rows, horizon), both int64, in batches of at most `batch`."""
@@ -229,7 +234,8 @@ class Samples:
             numeric = torch.cat([table.base.index_select(0, row), table.step.index_select(0, place)], dim=1)
             codes = torch.cat([self.codes.index_select(0, row), horizon_code[at : at + batch]], dim=1)
             target, unit, label = (part.index_select(0, place) for part in (table.target, table.unit, table.label))
-            yield Batch(numeric, codes, target, unit, label, day[at : at + batch])
+            weight = unit.clamp(max=self.largest)
+            yield Batch(numeric, codes, target, unit, weight, label, day[at : at + batch])
 
     def epoch(self, epoch: int, seed: int, batch: int, steps: int) -> Iterator[Batch]:
         """`steps` batches of `batch` samples: every row once with one of its horizons, then again from the start.
@@ -277,8 +283,19 @@ def learned(shard: Shard, mask: NDArray[np.bool_], group: Group) -> NDArray[np.b
     return seasonal if found >= ENOUGH * total else mask
 
 
-def build_samples(shard: Shard, mask: NDArray[np.bool_], scaler: Scaler, device: torch.device) -> Samples:
+def largest_weight(shard: Shard, mask: NDArray[np.bool_], group: Group) -> float:
+    """HEAVIEST times the median unit of the samples with sales, of all ranks; infinite without such a sample."""
+    units = shard.unit.numpy()[mask & (shard.label.numpy() > 0)]
+    counts = group.sum(np.histogram(np.log2(units), UNIT_EDGES)[0])
+    if counts.sum() == 0:
+        return math.inf
+    median = UNIT_EDGES[np.searchsorted(counts.cumsum(), counts.sum() / 2) + 1]
+    return float(HEAVIEST * 2.0**median)
+
+
+def build_samples(shard: Shard, mask: NDArray[np.bool_], scaler: Scaler, group: Group) -> Samples:
     """The samples of `mask`; a rank without any keeps its first row, to weigh nothing."""
+    device, largest = group.device, largest_weight(shard, mask, group)
     rows = np.flatnonzero(mask.any(axis=1))
     used = mask[rows]
     if not len(rows):
@@ -295,5 +312,6 @@ def build_samples(shard: Shard, mask: NDArray[np.bool_], scaler: Scaler, device:
         torch.from_numpy(np.stack(codes, axis=1)).to(device),
         scaler.horizons(shard.horizon).to(device),
         int(mask.sum()),
-        float(shard.unit.numpy()[mask].sum(dtype=np.float64)),
+        largest,
+        float(shard.unit.numpy()[mask].clip(max=largest).sum(dtype=np.float64)),
     )

@@ -73,8 +73,8 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, config.learning_rate, total_steps=epochs * self.steps, cycle_momentum=False
         )
-        unit, labels, ranks = group.sum([samples.unit_sum, samples.size, samples.size > 0])
-        self.mean_unit, self.share = unit / labels, group.world / ranks
+        weight, labels, ranks = group.sum([samples.weight_sum, samples.size, samples.size > 0])
+        self.mean_weight, self.share = weight / labels, group.world / ranks
         self.levels = torch.tensor(config.quantiles, device=group.device)
         self.nothing = (torch.zeros(self.batch, device=group.device),) * 2
 
@@ -94,7 +94,7 @@ class Trainer:
             with torch.autocast(self.group.device.type, self.group.place.amp, self.group.place.amp is not None):
                 quantiles = self.live(batch.numeric, batch.codes)
             # A rank without samples takes every step with the others and weighs nothing.
-            target, weight = (batch.target, batch.unit / self.mean_unit) if self.samples.size else self.nothing
+            target, weight = (batch.target, batch.weight / self.mean_weight) if self.samples.size else self.nothing
             loss = pinball(quantiles, target, weight, self.levels)
             self.optimizer.zero_grad()
             (loss * (self.share / self.batch)).backward()

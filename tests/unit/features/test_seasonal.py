@@ -112,6 +112,7 @@ def expected(history: History, store: int, dept: int, b: int, horizon: int) -> d
         "scale": average([None if x is None else abs(x) for x in year]),
         "deviation": None if not known else (sum((x - level) ** 2 for x in known) / len(known)) ** 0.5,
         "market_level": average([abs(x) for v in history.values() for x in before(v, b, 52) if x is not None]),
+        "lowest": min((x for x in values[:b] if x is not None), default=None),
         "recent": [at(values, b - k) for k in (1, 2, 3, 4)],
         "level": [average(before(values, b, k)) for k in WINDOWS],
         "last_year": [at(values[:b], b - 53 + i) for i in range(horizon + 2)],
@@ -129,7 +130,7 @@ def expected(history: History, store: int, dept: int, b: int, horizon: int) -> d
         out[f"{name}year_before"] = [at(pooled[:b], b - 105 + i) for i in range(horizon + 2)]
         out[f"{name}before"] = [average(before(pooled, b - 52, k)) for k in WINDOWS]
     if b < 56:  # too little of last year
-        this_year = ("scale", "deviation", "market_level", "recent", "level")
+        this_year = ("scale", "deviation", "market_level", "lowest", "recent", "level")
         out = {name: x if name in this_year or x is None else [None] * len(x) for name, x in out.items()}
     del out["total_growth_before_now"], out["total_growth_before_ago"]
     return out
@@ -367,7 +368,7 @@ def test_anchor_unit_and_candidates(seed: int) -> None:
     base = {name: found.base[:, i] for i, name in enumerate(found.base_names)}
     for i in range(seed % 9, frame.height, 9):
         row = frame.row(i, named=True)
-        scale = max(row["scale"] or 0.0, 1e-4 * (row["market_level"] or 0.0)) or 1.0
+        scale = row["scale"] or 1e-12 * (row["market_level"] or 0.0) or 1.0
         assert base["growth:own_13"][i] == pytest.approx(math.log(growth(row, 13)), abs=1e-4)
         assert base["pooled:dept_growth_8"][i] == pytest.approx(math.log(growth(row, 8, "dept_")), abs=1e-4)
         for h in range(H):
@@ -521,3 +522,35 @@ def test_a_week_shifted_by_whole_weeks_holds_the_holidays_of_the_week_it_is_read
 def holds(name: str, week: np.datetime64) -> bool:
     held = CALENDAR.days[CALENDAR.names.index(name)]
     return bool(((held > week - np.timedelta64(7, "D")) & (held <= week)).any())
+
+
+def weekly(*series: list[float]) -> inputs.Inputs:
+    """Inputs of the upcoming week of series that were sold in the same weeks."""
+    history: History = {(store, 1): list(values) for store, values in enumerate(series, 1)}
+    frame = with_store(seasonal_features(sales_of(history), horizon=H))
+    last = frame.filter(pl.col(TIMESTAMP) == pl.col(TIMESTAMP).max()).sort("store_id")
+    return built(last)
+
+
+def test_a_series_without_sales_for_longer_than_last_year_explains_has_ended() -> None:
+    usual = [100.0 + week % 7 for week in range(130)]
+    ended = usual[:-13] + [0.0] * 13
+    lately = usual[:-12] + [0.0] * 12
+    seasonal = [0.0 if week % 52 in range(65 - 13, 65) or week % 52 in range(13) else 50.0 for week in range(130)]
+    found = weekly(usual, ended, lately, seasonal)
+    assert (found.unit < 1e-20).any(axis=1).tolist() == [False, True, False, False]
+    assert (found.anchor[1] == 0).all()
+
+
+def test_only_series_with_returns_may_be_forecast_below_zero() -> None:
+    usual = [100.0 + week % 7 for week in range(130)]
+    returned = [*usual[:3], -1.0, *usual[4:]]
+    assert weekly(usual, returned, [0.0] * 130).floor.tolist() == [0.0, -np.inf, 0.0]
+
+
+def test_a_huge_series_leaves_unit_and_anchor_of_the_others_alone() -> None:
+    """The smallest series has a scale of its own, whatever else is sold."""
+    small = [0.003 + 0.001 * (week % 5) for week in range(130)]
+    usual = [100.0 + week % 7 for week in range(130)]
+    alone, beside = weekly(usual, small), weekly(usual, small, [9e11 + week for week in range(130)])
+    np.testing.assert_allclose(beside.unit[:2], alone.unit, rtol=0.02)

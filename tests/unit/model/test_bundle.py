@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,7 @@ from salescast import schema
 from salescast.errors import UserError
 from salescast.model import bundle
 from salescast.model.bundle import Bundle
-from salescast.model.inputs import build
+from salescast.model.inputs import Inputs, build
 from salescast.retail_calendar import calendar
 from salescast.runtime.checksums import sha256
 from salescast.training.main import run_plan
@@ -79,6 +80,24 @@ def test_a_forecast_is_the_calibrated_network_output(loaded: Bundle, upcoming: p
     assert np.allclose(model.predict(upcoming[3:4]).quantiles, together[3:4], rtol=1e-6)
     many = pl.concat([upcoming] * 200)  # several forward passes
     assert np.allclose(model.predict(many).quantiles[-18:], together, rtol=1e-6)
+
+
+def test_no_forecast_is_below_the_floor_of_its_series(
+    loaded: Bundle, upcoming: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floor = np.where(np.arange(upcoming.height) % 2, 0.0, -np.inf)
+    level = loaded.predict(upcoming).at(0.5).mean()
+
+    def lowered(*arguments: Any) -> Inputs:
+        inputs = build(*arguments)
+        return replace(inputs, anchor=inputs.anchor - level, floor=floor)
+
+    plain = loaded.predict(upcoming).quantiles - level
+    monkeypatch.setattr(bundle, "build", lowered)
+    found = loaded.predict(upcoming).quantiles
+    assert (plain[1::2] < 0).any() and (plain[::2] < 0).any()
+    assert np.allclose(found[::2], plain[::2])
+    assert np.allclose(found[1::2], np.maximum(plain[1::2], 0))
 
 
 def test_a_shorter_horizon_gives_the_first_weeks(loaded: Bundle, upcoming: pl.DataFrame) -> None:

@@ -32,7 +32,7 @@ class Fixed(Samples):
         units = torch.full_like(values, unit)
         days = torch.zeros(len(target), dtype=torch.int64) if day is None else torch.tensor(day)
         self.__dict__.update(
-            size=len(target), batch=Batch(values[:, None], values, values, units, anchor + unit * values, days)
+            size=len(target), batch=Batch(values[:, None], values, values, units, units, anchor + unit * values, days)
         )
 
     def pairs(self, batch: int):  # type: ignore[no-untyped-def]

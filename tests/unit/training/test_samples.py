@@ -34,7 +34,6 @@ from salescast.training.standardization import fit_scaler
 
 CONFIG = TrainConfig(feature_service=schema.TRAINING_SERVICE, horizon=4)
 ALONE = Group(0, 1, choose("cpu", 0, False, 0, 1))
-CPU = torch.device("cpu")
 
 
 def keys_frame(lengths: list[int]) -> pl.LazyFrame:
@@ -144,7 +143,7 @@ def test_the_scaler_is_the_plain_mean_and_deviation_of_the_samples(shard: Shard)
 
 def test_an_epoch_shows_every_row_once_and_h_epochs_every_sample(shard: Shard) -> None:
     mask = window_mask(shard, -(10**6), day_number(date(2024, 4, 26)), 4)
-    samples = build_samples(shard, mask, fit_scaler(shard, mask, ALONE), CPU)
+    samples = build_samples(shard, mask, fit_scaler(shard, mask, ALONE), ALONE)
     rows, labels = int(mask.any(axis=1).sum()), shard.label.numpy()[mask]
     seen: list[float] = []
     steps = -(-rows // 64)
@@ -162,10 +161,25 @@ def test_an_epoch_shows_every_row_once_and_h_epochs_every_sample(shard: Shard) -
     assert sorted(torch.cat([batch.label for batch in samples.pairs(100)]).tolist()) == sorted(labels.tolist())
 
 
+def test_one_huge_series_does_not_take_all_the_weight(shard: Shard) -> None:
+    mask = window_mask(shard, -(10**6), day_number(date(2024, 4, 26)), 4)
+    huge = np.flatnonzero((shard.codes["store_id"] == 1) & (shard.codes["dept_id"] == 1))
+    unit = shard.unit.clone()
+    unit[huge] *= 1e8
+    samples = build_samples(replace(shard, unit=unit), mask, fit_scaler(shard, mask, ALONE), ALONE)
+    (batch,) = samples.pairs(10**6)
+    median = np.median(shard.unit.numpy()[mask & (shard.label.numpy() > 0)])
+    assert batch.weight.max() == pytest.approx(100 * median, rel=0.1)
+    assert torch.equal(batch.weight, batch.unit.clamp(max=samples.largest))
+    assert samples.weight_sum == pytest.approx(float(batch.weight.double().sum()))
+    ordinary = build_samples(shard, mask, fit_scaler(shard, mask, ALONE), ALONE)
+    assert ordinary.weight_sum == pytest.approx(float(shard.unit.numpy()[mask].sum(dtype=np.float64)))
+
+
 def test_a_batch_holds_the_inputs_of_its_rows_and_horizons(shard: Shard) -> None:
     mask = window_mask(shard, -(10**6), day_number(date(2024, 4, 26)), 4)
     scaler = fit_scaler(shard, mask, ALONE)
-    samples = build_samples(shard, mask, scaler, CPU)
+    samples = build_samples(shard, mask, scaler, ALONE)
     rows, horizon = torch.tensor([70, 8, 500]), torch.tensor([3, 0, 1])
     (batch,) = samples.batches(rows, horizon, 10)
     for i, (row, h) in enumerate(zip(rows.tolist(), horizon.tolist(), strict=True)):

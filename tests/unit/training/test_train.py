@@ -171,7 +171,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing(
 
     def spoiled(self: Samples, *arguments: int) -> Iterator[Batch]:
         for number, batch in enumerate(whole(self, *arguments)):
-            yield replace(batch, unit=batch.unit * float("nan")) if number == 1 else batch
+            yield replace(batch, weight=batch.weight * float("nan")) if number == 1 else batch
 
     def watched(self: torch.optim.AdamW) -> None:
         step(self)
