@@ -1,10 +1,10 @@
 """Forecast accuracy on real weekly sales, through the pipeline's own stages, compared with other methods.
 
     make bench-accuracy
-    python benchmarks/accuracy.py --data DIR --origins 2011-12-16,2012-03-16 --horizon 13 --with lightgbm,mstl,svd
+    python benchmarks/accuracy.py --sets walmart --origins 2011-12-16,2012-03-16 --horizon 13 --with lightgbm,mstl,svd
 
-DIR holds train.csv, features.csv and stores.csv in Kaggle's columns. Every method uses the sales up to an origin
-and the calendar after it. Scores cover the series observed in each of the first 104 weeks.
+The sets and their origins: sets.py. Every method uses the sales up to an origin, and the calendar and the plan after
+it. One configuration serves all sets.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import os
 import platform
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -20,11 +20,12 @@ import polars as pl
 
 os.environ.setdefault("MLFLOW_TRACKING_URI", "off")
 
+from sets import SETS, Set
+
 from salescast import retail_calendar
-from salescast.data import dataset, ingest
+from salescast.data import dataset
 from salescast.evaluation import backtest, baselines, hierarchy, metrics, reference_models
 from salescast.feature_store import repo, retrieval
-from salescast.features import seasonal
 from salescast.features.training_set import scan
 from salescast.model import bundle
 from salescast.model.config import TrainConfig
@@ -33,20 +34,20 @@ from salescast.runtime.atomic_files import replace_file
 from salescast.schema import KEYS, LABEL, TRAINING_SERVICE, TRAINING_SERVICE_SEASONAL
 from salescast.workdir import Workdir
 
-ORIGINS = "2011-10-28,2012-01-27,2012-04-27,2012-07-27"
 OURS, BASE = "salescast", "salescast, published features"
-REQUIRED_WEEKS = 104
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/walmart"))
-    parser.add_argument("--origins", default=ORIGINS, help="last observed weeks, comma-separated")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with a folder for each set")
+    parser.add_argument("--sets", default=",".join(SETS), help="comma-separated")
+    parser.add_argument("--origins", help="last observed weeks instead of the usual ones, comma-separated")
     parser.add_argument("--horizon", type=int, default=8)
     parser.add_argument(
         "--with", dest="references", default="", help=f"reference models: {','.join(reference_models.PACKAGES)}"
     )
-    parser.add_argument("--no-base", action="store_true", help="leave the published features out")
+    parser.add_argument("--base", action="store_true", help="also with the published features")
+    parser.add_argument("--keep", type=Path, help="folder for the forecasts of each set")
     parser.add_argument("--write", type=Path, help="page to write, in Markdown")
     return parser.parse_args()
 
@@ -72,18 +73,18 @@ def fitted(work: Workdir, config: TrainConfig, origins: list[date], name: str) -
     return pl.concat(frames), pl.concat(errors)
 
 
-def scored(forecasts: pl.DataFrame, sales: pl.DataFrame, first: date) -> pl.DataFrame:
+def scored(forecasts: pl.DataFrame, sales: pl.DataFrame, raw: dataset.Raw, chosen: Set) -> pl.DataFrame:
     """The forecasts of the scored series with actual sales, holidays and scales."""
-    complete = sales.filter(pl.col("week") < first + timedelta(weeks=REQUIRED_WEEKS)).group_by(KEYS).len()
-    complete = complete.filter(pl.col("len") == REQUIRED_WEEKS).select(KEYS)
     actual = sales.select(*KEYS, "week", y=pl.col(LABEL))
-    holiday = pl.Series(retail_calendar.is_holiday(forecasts["week"].to_numpy(), retail_calendar.calendar("US")) > 0)
+    weeks, calendar = forecasts["week"].to_numpy(), retail_calendar.calendar(chosen.country)
+    holiday = pl.Series(retail_calendar.is_holiday(weeks, calendar) > 0)
     scales = metrics.seasonal_scales(sales, forecasts["cutoff"].unique().to_list())
     return (
         forecasts.with_columns(is_holiday=holiday)
-        .join(complete, on=KEYS, how="semi")
+        .join(chosen.scored(sales, raw.meta.first_week), on=KEYS, how="semi")
         .join(actual, on=[*KEYS, "week"], how="left")
         .join(scales, on=[*KEYS, "cutoff"], how="left")
+        .with_columns(set=pl.lit(chosen.name))
     )
 
 
@@ -144,59 +145,67 @@ def sums(forecasts: pl.DataFrame, errors: pl.DataFrame, sales: pl.DataFrame, sto
     )
 
 
-def feature_seconds(sales: pl.DataFrame, stores: int = 45) -> tuple[int, float]:
-    """Rows, and seconds, of the seasonal features of every base week of `stores` stores, copies of those in `sales`."""
-    known = sales["store_id"].unique().sort()
-    copies = pl.DataFrame({"copy": range(1, stores + 1)}, schema={"copy": pl.Int32}).with_columns(
-        store_id=pl.Series([known[i % len(known)] for i in range(stores)], dtype=pl.Int32)
-    )
-    many = sales.join(copies, on="store_id").with_columns(store_id=pl.col("copy")).select(sales.columns)
-    start = time.perf_counter()
-    rows = seasonal.seasonal_features(many.sort(*KEYS, "week")).height
-    return rows, time.perf_counter() - start
+@dataclass(frozen=True)
+class Result:
+    """Of one set: scored forecasts of every method, and scores of sums."""
+
+    forecasts: pl.DataFrame
+    groups: pl.DataFrame
+    facts: str
 
 
-def main() -> None:
-    options = arguments()
-    origins = [date.fromisoformat(origin) for origin in options.origins.split(",")]
-    names = [name for name in options.references.split(",") if name]
-    reference_models.check(names)
-    config = TrainConfig(horizon=options.horizon, epochs=8, batch_size=1024)
-    times = Times()
+def evaluate(chosen: Set, options: argparse.Namespace, config: TrainConfig) -> Result:
+    """Import a set, train and forecast from each origin, and do the same by the other methods."""
+    origins, times = chosen.dates(), Times()
     with tempfile.TemporaryDirectory() as folder:
         work = Workdir(Path(folder))
-        files = (options.data / f"{name}.csv" for name in ("train", "features", "stores"))
-        ingest.import_sales(*files, out=work.raw)
+        chosen.load(options.data, work.raw)
         raw = dataset.load(work.raw)
         sales = raw.sales.collect()
-        stages.features_stage(work, work.raw, options.horizon)
+        stages.features_stage(work, work.raw, config.horizon)
         repo.apply(work)
         times.took("import, features and apply")
         ours, errors = fitted(work, config, origins, OURS)
         times.took("retrieval, training and forecasts")
         training = scan(retrieval.retrieve(work, TRAINING_SERVICE_SEASONAL))
-        frames = [ours, *(baselines.forecasts(training, origin, options.horizon) for origin in origins)]
-        if not options.no_base:
+        frames = [ours, *(baselines.forecasts(training, origin, config.horizon) for origin in origins)]
+        if options.base:
             base = replace(config, feature_service=TRAINING_SERVICE, linear=False)
             frames.append(fitted(work, base, origins, BASE)[0])
         groups = sums(ours, errors, sales, raw.stores)
-        times.took("baselines, published features and sums")
-        ours_in_all = times.all
-        for name in names:
-            frames += [reference_models.forecasts(name, training, origin, options.horizon, "US") for origin in origins]
+        times.took("baselines and sums")
+        for name in options.references:
+            frames += [
+                reference_models.forecasts(name, training, origin, config.horizon, chosen.country) for origin in origins
+            ]
             times.took(name)
         forecasts = pl.concat([frame.select(frames[0].columns) for frame in frames])
-        rows, seconds = feature_seconds(sales)
-    result = scored(forecasts, sales, raw.meta.first_week)
+        result = scored(forecasts, sales, raw, chosen)
+        if options.keep:
+            options.keep.mkdir(parents=True, exist_ok=True)
+            result.write_parquet(options.keep / f"{chosen.name}.parquet")
+            errors.join(sales, on=[*KEYS, "week"], how="left").write_parquet(
+                options.keep / f"{chosen.name}-held-out.parquet"
+            )
     spent = ", ".join(f"{what} {value:.0f} s" for what, value in times.seconds.items())
-    facts = [
+    series = result.select(KEYS).n_unique()
+    return Result(result, groups, f"{chosen.name}: {series} series, {len(origins)} origins. {spent}.")
+
+
+def main() -> None:
+    options = arguments()
+    options.references = [name for name in options.references.split(",") if name]
+    reference_models.check(options.references)
+    config = TrainConfig(horizon=options.horizon, epochs=8, batch_size=1024)
+    chosen = [SETS[name] for name in options.sets.split(",")]
+    if options.origins:
+        chosen = [replace(entry, origins=tuple(options.origins.split(","))) for entry in chosen]
+    results = {entry.name: evaluate(entry, options, config) for entry in chosen}
+    facts = (
         f"{date.today()}, {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}; "
-        f"{options.data.name}, horizon {options.horizon}, "
-        f"{result.select(KEYS).n_unique()} series. Our model including baselines: "
-        f"{ours_in_all:.0f} s. Stages: {spent}.",
-        f"Seasonal features of all base weeks of 45 stores (copies of these), {rows:,} rows: {seconds:.1f} s.",
-    ]
-    lines = report(result, groups, facts)
+        f"horizon {options.horizon}."
+    )
+    lines = report(results, facts)
     print(lines)
     if options.write:
         with replace_file(options.write) as path:
@@ -213,10 +222,6 @@ class Times:
     def took(self, stage: str) -> None:
         now = time.perf_counter()
         self.seconds[stage], self._last = now - self._last, now
-
-    @property
-    def all(self) -> float:
-        return sum(self.seconds.values())
 
 
 def crossed(ours: pl.DataFrame, metric: str) -> pl.DataFrame:
@@ -237,31 +242,57 @@ def crossed(ours: pl.DataFrame, metric: str) -> pl.DataFrame:
     return wide.rename({name: f"h{name}" for name in wide.columns if name.isdigit()} | {"cutoff": "origin"})
 
 
-def report(result: pl.DataFrame, groups: pl.DataFrame, facts: list[str]) -> str:
-    digits = {"wmape": 2, "wmae": 0, "rmsse": 3, "wql": 4, "cov80": 3, "bias": 2}
-    digits |= {name: 2 for name in overview(result).columns if name[0] in "12h"}
-    ours = result.filter(pl.col("model") == OURS)
-    coverage, error = crossed(ours, "coverage"), crossed(ours, "wmape")
-    error = error.with_columns(pl.exclude("origin") * 100)
-    return (
-        "\n\n".join(
-            [
-                "# Accuracy on real weekly sales",
-                *facts,
-                "WMAPE and bias in %, by origin and horizon WMAPE in %. `make bench-accuracy` and "
-                "`make bench-accuracy-once` write the pages of this folder. The methods: "
-                "`evaluation/baselines.py`, `evaluation/reference_models.py`.",
-                table(overview(result), digits),
-                "## Coverage of the 80 % interval by origin and horizon",
-                table(coverage, dict.fromkeys(coverage.columns[1:], 3)),
-                "## WMAPE by origin and horizon",
-                table(error, dict.fromkeys(error.columns[1:], 2)),
-                "## Sums",
-                table(groups, digits),
-            ]
+def by_set(results: dict[str, Result]) -> pl.DataFrame:
+    """Our model and the best baseline of each set: pooled scores, the worst origin's coverage, bias of the total."""
+    rows = []
+    for name, result in results.items():
+        pooled = metrics.scores(result.forecasts)
+        worst = (
+            metrics.scores(result.forecasts, ("model", "cutoff")).group_by("model").agg(worst=pl.col("coverage").min())
         )
-        + "\n"
+        known = result.forecasts.filter(pl.col("y").is_not_null())
+        # `mean` where a method has one: sums are sums of means.
+        mean = pl.col("mean") if "mean" in known.columns else pl.col("yhat")
+        total = known.group_by("model").agg(total=mean.sum() / pl.col("y").sum() - 1)
+        both = pooled.join(worst, on="model").join(total, on="model").sort("wmape")
+        others = both.filter(pl.col("model") != OURS)
+        rows.append(pl.concat([both.filter(pl.col("model") == OURS), others.head(1)]).with_columns(set=pl.lit(name)))
+    percent = ((pl.col(name) * 100).alias(name) for name in ("wmape", "bias", "total"))
+    return (
+        pl.concat(rows)
+        .with_columns(percent)
+        .select("set", "model", "wmape", "wql", cov80="coverage", worst="worst", bias="bias", total="total")
     )
+
+
+def report(results: dict[str, Result], facts: str) -> str:
+    digits = {"wmape": 2, "wmae": 0, "rmsse": 3, "wql": 4, "cov80": 3, "worst": 3, "bias": 2, "total": 2}
+    parts = [
+        "# Accuracy on real weekly sales",
+        facts,
+        "WMAPE, bias and bias of the total in %; coverage of the 80 % range, pooled and in the worst origin. Each set "
+        "with the best of the other methods. `make bench-accuracy` and `make bench-accuracy-once` write the pages of "
+        "this folder. The sets: `benchmarks/sets.py`; the methods: `evaluation/baselines.py`, "
+        "`evaluation/reference_models.py`.",
+        table(by_set(results), digits),
+    ]
+    for name, result in results.items():
+        whole = overview(result.forecasts)
+        ours = result.forecasts.filter(pl.col("model") == OURS)
+        coverage, error = crossed(ours, "coverage"), crossed(ours, "wmape")
+        error = error.with_columns(pl.exclude("origin") * 100)
+        parts += [
+            f"## {name}",
+            result.facts,
+            table(whole, digits | {column: 2 for column in whole.columns if column[0] in "12h"}),
+            "Coverage of the 80 % range by origin and horizon:",
+            table(coverage, dict.fromkeys(coverage.columns[1:], 3)),
+            "WMAPE by origin and horizon:",
+            table(error, dict.fromkeys(error.columns[1:], 2)),
+            "Sums:",
+            table(result.groups, digits),
+        ]
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
