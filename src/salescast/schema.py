@@ -70,6 +70,7 @@ SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {
     "lowest": pl.Float32(),  # least y of all weeks before t
     "recent": _LIST,  # y of weeks t-1 .. t-4
     "level": _LIST,  # mean y, by window
+    "level_median": _LIST,  # median of the same weeks, by window
     "growth_now": _LIST,  # mean y of the weeks observed in both years, by window
     "growth_ago": _LIST,  # mean y of the same weeks a year earlier, by window
     "dept_growth_now": _LIST,  # the same of all stores' series of the department, and so on
@@ -84,6 +85,8 @@ SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {
     "dept_growth_before_ago": pl.Float32(),
     "store_growth_before_now": pl.Float32(),
     "store_growth_before_ago": pl.Float32(),
+    "total_growth_before_now": pl.Float32(),
+    "total_growth_before_ago": pl.Float32(),
     "last_year": _LIST,  # y last year, from one week before the horizon to one week after it
     "denoised_last_year": _LIST,  # rank-8 reconstruction of last year's y, as `last_year`
     "denoised_year_before": _LIST,  # the same of the year before it, as it was reconstructed a year before week t
@@ -96,6 +99,13 @@ SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {
     "store_last_year": _LIST,
     "store_year_before": _LIST,
     "store_before": _LIST,
+    "shifted": pl.Float32(),  # weeks since the level has shifted: 4, 8 or 13; 0 if it has not
+    "persistence": pl.Float32(),  # how much of last year's deviations from its mean comes back this year, 0 to 1
+    "dept_persistence": pl.Float32(),
+    "total_persistence": pl.Float32(),
+    "total_last_year": _LIST,  # sales of all series last year, as `last_year`; the largest ones count less
+    "total_year_before": _LIST,
+    "total_before": _LIST,
 }
 
 PLANNED: Final = "planned_"  # prefix of the seasonal view's columns of planned inputs, which differ by dataset
@@ -125,6 +135,9 @@ SEASONAL_GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "lowest",
         "recent",
         "level",
+        "level_median",
+        "shifted",
+        "persistence",
         "denoise_error",
         "naive_error",
         "naive_bias",

@@ -110,7 +110,7 @@ def test_a_server_that_never_becomes_ready_is_a_warning(
 def test_a_slow_server_is_waited_for(run_again: Callable[[str, str], Run]) -> None:
     run = run_again("import time; time.sleep(70)", "pass")
     assert run.done.returncode == 0, run.done.stderr
-    shown = r"^waiting for the forecast server, \d+ s: the forecast server: starting the forecast server \.\.\.$"
+    shown = r"^waiting for the forecast server, \d+ s: starting the forecast server \.\.\.$"
     assert re.search(shown, run.done.stderr, re.MULTILINE)
     assert run.summary["answers"] and run.summary["warning"] is None
 

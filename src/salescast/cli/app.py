@@ -5,7 +5,6 @@ Modules are imported where they are used, so that `salescast --help` and complet
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Final
@@ -115,8 +114,6 @@ def main() -> None:
     except OSError as error:
         output.failure(f"{error.strerror or error}: {error.filename or 'no file named'}; check space and permissions")
         sys.exit(1)
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is over: an interrupt would only hide its exit code
 
 
 if __name__ == "__main__":

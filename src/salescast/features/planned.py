@@ -13,7 +13,6 @@ from salescast.schema import KEYS
 USUAL = 13  # known weeks that determine the usual number of open days
 EVERY_DAY = 7.0
 BLOCK = 1000  # series computed at a time
-RIDGE = 10.0  # strength of the penalty: pseudo-observations of "no effect" for each input
 
 
 @dataclass(frozen=True)
@@ -85,27 +84,23 @@ def plan_versions(
     return PlanVersions(names, values, known_from)
 
 
-def effects(history: Floats, sales: Floats) -> Floats:
-    """Effects of planned inputs on log sales, [T + 1, P], estimated from the weeks before each base week.
+def prices(history: Floats) -> list[int]:
+    """The places of the inputs, of [P, n, T], that are prices: numbers above 0, and not all the same."""
+    known = [values[np.isfinite(values)] for values in history]
+    return [i for i, values in enumerate(known) if len(values) and values.min() > 0 and values.min() < values.max()]
 
-    Ridge regression of log(y[w] / y[w-1]) on x[w] - x[w-1] over all series. Week-to-week differences remove most of
-    level, growth and season. A missing value counts as no change.
-    """
-    inputs, weeks = len(history), sales.shape[1]
+
+def log_ratio(values: Floats, usual: Floats) -> Floats:
+    """log(values / usual); NaN where one of them is not above 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        growth = np.diff(np.where(sales > 0, np.log(sales), np.nan), axis=1)
-    used = np.isfinite(growth) & (np.abs(growth) < 3)
-    change = np.nan_to_num(np.diff(history, axis=2)) * used
-    growth = np.where(used, growth, 0.0)
-    gram = np.zeros((weeks + 1, inputs, inputs))
-    cross = np.zeros((weeks + 1, inputs))
-    gram[2:] = np.cumsum(np.einsum("ist,jst->tij", change, change), axis=0)
-    cross[2:] = np.cumsum(np.einsum("ist,st->ti", change, growth), axis=0)
-    count = np.zeros(weeks + 1)
-    count[2:] = np.cumsum(used.sum(axis=0))
-    spread = np.einsum("tii->ti", gram) / np.maximum(count, 1)[:, None]
-    penalty = np.where(spread > 0, RIDGE * spread, 1.0)
-    return np.asarray(np.linalg.solve(gram + penalty[:, :, None] * np.eye(inputs), cross[:, :, None])[:, :, 0])
+        return np.where((values > 0) & (usual > 0), np.log(values / usual), np.nan)
+
+
+def usual_prices(history: Floats) -> Floats:
+    """The median of the last USUAL known prices before each base week, [n, T] -> [n, T + 1]; NaN before the first."""
+    known = np.cumsum(history > 0, axis=1) > 0
+    never = np.concatenate([np.ones((len(history), 1), bool), ~known], axis=1)
+    return np.where(never, np.nan, usual_open_days(history))
 
 
 def usual_open_days(history: Floats) -> Floats:

@@ -5,6 +5,7 @@ reconstructions for every base week. `rows` computes the rows of some series, so
 into memory. Time and memory are linear in the number of series.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,9 +31,12 @@ from salescast.features.history import (
     ratio,
     window_deviation,
     window_mean,
+    window_median,
     window_sums,
+    without_mistakes,
 )
-from salescast.features.planned import PlanVersions, effects, plan_versions, usual_open_days
+from salescast.features.plan_effects import effects, log_factor, terms
+from salescast.features.planned import PlanVersions, log_ratio, plan_versions, prices, usual_open_days, usual_prices
 from salescast.schema import KEYS, SEASON, SEASONAL_FEATURES, TIMESTAMP, TIMESTAMP_TYPE, WINDOWS
 
 if TYPE_CHECKING:
@@ -42,20 +46,29 @@ if TYPE_CHECKING:
 # Features that compare years are null in the first SEASON + LEAD_IN weeks: with less history before last year's target
 # week they are mostly noise.
 LEAD_IN = 4
-THIS_YEAR = ("scale", "deviation", "market_level", "lowest", "recent", "level", "denoise_error")
+THIS_YEAR = (
+    "scale", "deviation", "market_level", "lowest", "recent", "level", "level_median", "denoise_error", "shifted",
+    "persistence", "dept_persistence", "total_persistence",
+)  # fmt: skip
 GROWTH_WINDOW = 13  # weeks over which last year is compared with the year before it
+LARGEST = 100.0  # times the median series: what one series may add to the total
+SHIFTS = (4, 8, 13)  # weeks since a shift of the level
+SHIFT_SPAN, SHIFT_KNOWN = 26, 8  # weeks in which it is looked for, and known weeks that it is seen against
+SMOOTHED, NOISIER = 2, 1.5  # weeks that are averaged, and how much noisier single ones are (they are correlated)
+USUAL_SLOPE, PAIRS, LARGEST_SPREAD = 0.5, 26.0, 4.0  # of the persistence, see there
 EFFECT_WINDOW = 13  # recent weeks that a planned input is compared with
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What is planned for n series, T weeks and the horizon; without a plan all is None."""
+    """What is planned for n series, T weeks and the horizon."""
 
-    plan: PlanVersions | None = None
-    effect: Floats | None = None  # [T + 1, planned inputs]
-    open_days: int | None = None  # index of the opening days among the planned inputs
-    usual: Floats | None = None  # [n, T + 1]: the usual open days, for weeks whose open days are not known
-    per_day: Floats | None = None  # [n, T]: sales per open day, if there are opening days
+    plan: PlanVersions
+    prices: dict[int, Floats]  # place of an input that is a price -> [n, T + 1]: its usual value in each base week
+    effect: Floats  # [departments, T + 1, terms of the inputs but the open days]
+    open_days: int | None  # place of the opening days among the planned inputs
+    usual: Floats | None  # [n, T + 1]: the usual open days, for weeks whose open days are not known
+    sales: Floats  # [n, T]: sales per open day, if there are opening days, without the effects of the other inputs
 
 
 @dataclass(frozen=True)
@@ -65,15 +78,16 @@ class Panel:
     series: pl.DataFrame  # keys and row, in key order
     first_week: np.datetime64
     horizon: int
-    sales: Floats  # [n, T], per open day if there are opening days, NaN = not observed or closed
+    sales: Floats  # [n, T], without the effects of the plan, NaN = not observed or closed
     begins: Ints  # [n]: first observed week
     dept: Ints  # [n]: department of the series, 0, 1, ...
     store: Ints
     dept_sales: Floats  # [departments, T]
     store_sales: Floats
+    total_sales: Floats  # [1, T], of bounded series
     growth: dict[str, tuple[Floats, Floats]]  # own, dept, store, total -> paired sales of both years
     denoised: Denoised
-    planned: Planned
+    planned: Planned | None
 
 
 def prepare(
@@ -91,9 +105,9 @@ def prepare(
     observed = dense(sales)
     series, first, matrix = observed.series.with_row_index("row"), observed.first_week, observed.sales
     begins = np.argmax(np.isfinite(matrix), axis=1)
-    planned = Planned() if plan is None else _planned(plan, series, first, matrix, horizon, open_days)
-    matrix = matrix if planned.per_day is None else planned.per_day
     dept, store = (series[key].rank("dense").cast(pl.Int64).to_numpy() - 1 for key in ("dept_id", "store_id"))
+    planned = None if plan is None else _planned(plan, series, first, matrix, dept, horizon, open_days)
+    matrix = without_mistakes(matrix if planned is None else planned.sales, dept)
     now, ago = paired(matrix)
     total = np.zeros_like(dept)
     return Panel(
@@ -106,6 +120,7 @@ def prepare(
         store=store,
         dept_sales=group_sums(matrix, dept),
         store_sales=group_sums(matrix, store),
+        total_sales=group_sums(_bounded(matrix), total),
         growth={"": (now, ago)}
         | {
             name: (group_sums(now, groups), group_sums(ago, groups))
@@ -116,11 +131,21 @@ def prepare(
     )
 
 
+def _bounded(sales: Floats) -> Floats:
+    """Sales [n, T], of series larger than LARGEST times the median one brought down to that: no series is the total."""
+    scale = window_mean(np.abs(sales), SEASON)[:, 1:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # weeks without any sales
+        largest = LARGEST * np.nanmedian(np.where(scale > 0, scale, np.nan), axis=0)
+    return np.where(scale > largest, sales * ratio(np.broadcast_to(largest, scale.shape), scale), sales)
+
+
 def _planned(
     plan: pl.DataFrame,
     series: pl.DataFrame,
     first: np.datetime64,
     sales: Floats,
+    dept: Ints,
     horizon: int,
     open_days: str | None,
 ) -> Planned:
@@ -128,16 +153,20 @@ def _planned(
     names = tuple(name for name in plan.columns if name not in (*KEYS, "week", "known_at"))
     versions = plan_versions(plan, names, series, first, sales.shape[1] + horizon)
     history = versions.history(sales.shape[1])
-    if open_days is None:
-        return Planned(versions, effects(history, sales))
-    place = names.index(open_days)
-    usual = usual_open_days(history[place])
-    known = history[place]
-    days = history[place] = np.where(np.isfinite(known), known, usual[:, :-1])
-    per_day = np.where(days > 0, ratio(sales, days), np.nan)
-    effect = effects(history, per_day)
-    effect[:, place] = 0.0  # sales are already per open day
-    return Planned(versions, effect, place, usual, per_day)
+    place = None if open_days is None else names.index(open_days)
+    usual = None
+    if place is not None:
+        usual = usual_open_days(history[place])
+        days = np.where(np.isfinite(history[place]), history[place], usual[:, :-1])
+        sales = np.where(days > 0, ratio(sales, days), np.nan)
+    priced = {i: usual_prices(history[i]) for i in prices(history) if i != place}
+    for i, values in priced.items():
+        history[i] = log_ratio(history[i], values[:, :-1])
+    own = np.delete(history, [] if place is None else place, axis=0)
+    term = terms(own)
+    effect = effects(term, sales, dept)
+    without = sales / np.exp(log_factor(term, effect[dept, 1:]))
+    return Planned(versions, priced, effect, place, usual, without)
 
 
 def seasonal_features(
@@ -171,7 +200,7 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
     around = base[:, None] - SEASON + np.arange(-1, horizon + 1)
     year_before, a_year_ago = around - SEASON, np.maximum(base - SEASON, 0)
     around[around >= base[:, None]] = -1  # with a horizon of 52 weeks it includes the base week, which is not known
-    sales, dept, store = panel.sales[chosen], panel.dept[row], panel.store[row]
+    sales, dept, store, total = panel.sales[chosen], panel.dept[row], panel.store[row], np.zeros_like(row)
     columns: dict[str, Floats] = {
         "scale": window_mean(np.abs(sales), SEASON)[local, base],
         "deviation": window_deviation(sales, SEASON)[local, base],
@@ -179,6 +208,7 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
         "lowest": _lowest(sales)[local, base],
         "recent": _at(sales, local, base[:, None] - np.arange(1, 5)),
         "level": _windows(sales, local, base),
+        "level_median": np.stack([window_median(sales, weeks)[local, base] for weeks in WINDOWS], axis=1),
         "last_year": _at(sales, local, around),
         "denoised_last_year": panel.denoised.around[row, base],
         "denoised_year_before": np.where(
@@ -191,8 +221,15 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
         "store_last_year": _at(panel.store_sales, store, around),
         "store_year_before": _at(panel.store_sales, store, year_before),
         "store_before": _windows(panel.store_sales, store, base - SEASON),
+        "shifted": _shifted(sales, local, base),
+        "total_last_year": _at(panel.total_sales, total, around),
+        "total_year_before": _at(panel.total_sales, total, year_before),
+        "total_before": _windows(panel.total_sales, total, base - SEASON),
+        "persistence": _persistence(*(pairs[chosen] for pairs in panel.growth[""]))[local, base],
+        "dept_persistence": _persistence(*panel.growth["dept_"])[dept, base],
+        "total_persistence": _persistence(*paired(panel.total_sales))[total, base],
     }
-    groups = {"": local, "dept_": dept, "store_": store, "total_": np.zeros_like(row)}
+    groups = {"": local, "dept_": dept, "store_": store, "total_": total}
     two_years = base >= 2 * SEASON + GROWTH_WINDOW
     for name, group in groups.items():
         for year, pairs in zip(("now", "ago"), panel.growth[name], strict=True):
@@ -235,10 +272,48 @@ def _windows(values: Floats, row: Ints, base: Ints) -> Floats:
     return np.stack([window_mean(values, weeks)[row, inside] for weeks in WINDOWS], axis=1)
 
 
+def _shifted(sales: Floats, row: Ints, base: Ints) -> Floats:
+    """[m]: the least of SHIFTS for which the last so many weeks are all above, or all below, the weeks before them.
+
+    0 where there is none. Compared are the last SHIFT_SPAN weeks.
+    """
+    span = _at(sales, row, base[:, None] - np.arange(1, SHIFT_SPAN + 1))
+    out = np.zeros(len(row))
+    for weeks in reversed(SHIFTS):
+        last, earlier = span[:, :weeks], span[:, weeks:]
+        known = np.isfinite(last).all(axis=1) & (np.isfinite(earlier).sum(axis=1) >= SHIFT_KNOWN)
+        above = last.min(axis=1) > np.fmax.reduce(earlier, axis=1)
+        below = last.max(axis=1) < np.fmin.reduce(earlier, axis=1)
+        out[known & (above | below)] = weeks
+    return out
+
+
 def _lowest(sales: Floats) -> Floats:
     """[n, T + 1]: the least observed value before each week; NaN before the first one."""
     unknown = np.full((len(sales), 1), np.nan)
     return np.concatenate([unknown, np.fmin.accumulate(sales, axis=1)], axis=1)
+
+
+def _persistence(now: Floats, ago: Floats) -> Floats:
+    """How much of last year's deviations from its mean comes back this year, 0 to 1, [n, T + 1].
+
+    The slope of this year's on last year's relative deviations over the pairs of the last 52 weeks. It is shrunk
+    towards the slope of all series together, as if that were PAIRS further pairs, and this one towards USUAL_SLOPE.
+    Means of two weeks are compared, since holidays move from one week to the next.
+    """
+    now, ago = (window_mean(values, SMOOTHED)[:, 1:] for values in (now, ago))
+    pairs = window_sums(cumulative_sums(np.isfinite(now).astype(np.float64)), SEASON)
+    x, y, xx, xy = (ratio(window_sums(cumulative_sums(part), SEASON), pairs) for part in (ago, now, ago**2, ago * now))
+    spread, common = ratio(xx - x**2, x**2), ratio(xy - x * y, x * y)
+    used = (spread > 0) & (x > 0) & (y > 0)
+    bounded = np.where(used, np.minimum(spread, LARGEST_SPREAD), 0.0)  # no series decides for all
+    pairs, spread = np.where(used, pairs, 0.0), np.where(used, spread, 1.0)
+    common = np.where(used, common, 0.0) * bounded / spread
+    prior = PAIRS * np.nan_to_num(ratio((bounded * pairs).sum(axis=0), pairs.sum(axis=0)), nan=1.0)
+    pooled = ((common * pairs).sum(axis=0) + USUAL_SLOPE * prior) / ((bounded * pairs).sum(axis=0) + prior)
+    weight = np.where(used, bounded, 1.0) * PAIRS
+    slope = np.clip((common * pairs + pooled * weight) / (bounded * pairs + weight), 0.0, 1.0)
+    return np.asarray(slope / (slope + NOISIER * (1 - slope)))
 
 
 def _market(panel: Panel) -> Floats:
@@ -258,53 +333,43 @@ def _naive_errors(panel: Panel, row: Ints, base: Ints, columns: dict[str, Floats
     return {"naive_error": mean(np.abs(error)), "naive_bias": mean(error[:, -4:])}
 
 
-def _plan_at(panel: Panel, plan: PlanVersions, row: Ints, base: Ints, week: Ints) -> Floats:
-    """The plan of `week` [m, K] as known in base weeks, [P, m, K]; unknown opening days are the usual ones.
+def _plan_at(planned: Planned, row: Ints, base: Ints, week: Ints) -> Floats:
+    """The plan of `week` [m, K] as known in base weeks, [P, m, K]; prices as the logarithm of their ratio to the usual.
 
-    A store whose known opening days of the last weeks are all 0 is assumed to stay closed.
+    Unknown opening days are the usual ones. A store whose known opening days of the last weeks are all 0 is assumed to
+    stay closed.
     """
-    values = plan.at(row, base, week)
-    if panel.planned.open_days is not None and panel.planned.usual is not None:
+    values = planned.plan.at(row, base, week)
+    for i, usual in planned.prices.items():
+        values[i] = log_ratio(values[i], usual[row, base][:, None])
+    if planned.open_days is not None and planned.usual is not None:
         past = base[:, None] - np.arange(EFFECT_WINDOW, 0, -1)
-        shut = np.fmax.reduce(plan.at(row, base, past)[panel.planned.open_days], axis=1) == 0
-        usual = np.where(shut[:, None] & (week >= base[:, None]), 0.0, panel.planned.usual[row, base][:, None])
-        unknown = (
-            (week >= 0) & (week < panel.sales.shape[1] + panel.horizon) & np.isnan(values[panel.planned.open_days])
-        )
-        values[panel.planned.open_days] = np.where(unknown, usual, values[panel.planned.open_days])
+        shut = np.fmax.reduce(planned.plan.at(row, base, past)[planned.open_days], axis=1) == 0
+        usual = np.where(shut[:, None] & (week >= base[:, None]), 0.0, planned.usual[row, base][:, None])
+        unknown = (week >= 0) & (week < planned.plan.known.shape[2]) & np.isnan(values[planned.open_days])
+        values[planned.open_days] = np.where(unknown, usual, values[planned.open_days])
     return values
 
 
 def _planned_columns(panel: Panel, row: Ints, base: Ints, ahead: Ints) -> dict[str, Floats]:
     """Planned inputs as known in each base week: over the horizon, last year, and in the recent weeks.
 
-    `planned__effect`: estimated effect (log) of the plan compared with last year's plan;
-    `planned__effect_before`: of last year's plan compared with the plan of the year before it;
-    `planned__level_effect`: of the plan compared with the last 13 weeks; `planned__open_days`: opening days.
+    `planned__lift`: estimated effect (log) of the plan; `planned__open_days`: opening days.
     """
-    if panel.planned.plan is None or panel.planned.effect is None:
+    planned = panel.planned
+    if planned is None:
         return {}
-    past = base[:, None] - np.arange(EFFECT_WINDOW, 0, -1)
-    target, before, twice = (
-        _plan_at(panel, panel.planned.plan, row, base, ahead - years * SEASON) for years in range(3)
-    )
-    usual, *earlier = (
-        mean(_plan_at(panel, panel.planned.plan, row, base, past - years * SEASON))[:, :, None] for years in range(3)
-    )  # [P, m, 1]
-    effect = panel.planned.effect[base].T[:, :, None]
-    year = np.nan_to_num(target - before) - np.nan_to_num(usual - earlier[0])
-    last_year = np.nan_to_num(before - twice) - np.nan_to_num(earlier[0] - earlier[1])
-    out = {
-        "planned__effect": (effect * year).sum(axis=0),
-        "planned__effect_before": (effect * last_year).sum(axis=0),
-        "planned__level_effect": (effect * np.nan_to_num(target - usual)).sum(axis=0),
-    }
-    if panel.planned.open_days is not None:
-        out["planned__open_days"] = target[panel.planned.open_days]
-    for i, name in enumerate(panel.planned.plan.names):
+    target, last_year = (_plan_at(planned, row, base, week) for week in (ahead, ahead - SEASON))
+    recent = mean(_plan_at(planned, row, base, base[:, None] - np.arange(EFFECT_WINDOW, 0, -1)))  # [P, m]
+    own = np.delete(target, [] if planned.open_days is None else planned.open_days, axis=0)
+    effect = planned.effect[panel.dept[row], base][:, None]
+    out = {"planned__lift": log_factor(terms(own), effect)}
+    if planned.open_days is not None:
+        out["planned__open_days"] = target[planned.open_days]
+    for i, name in enumerate(planned.plan.names):
         out |= {
             f"planned_{name}": target[i],
-            f"planned_{name}_last_year": before[i],
-            f"planned_{name}_recent": usual[i, :, 0],
+            f"planned_{name}_last_year": last_year[i],
+            f"planned_{name}_recent": recent[i],
         }
     return out

@@ -30,7 +30,6 @@ from salescast.schema import SEASON, WINDOWS
 
 GROWTH_BOUNDS = (0.3, 3.0)
 DAMPING = 0.8  # of growth
-SEASONAL_SHARE = 0.6  # of last year's reconstruction in the anchor; the rest is level times department profile
 PROFILE_BOUNDS = (0.0, 20.0)
 CANDIDATE_BOUND = 3.0  # units
 UNSOLD = 1e-12  # scale of a series without sales in a year, as a share of the market level
@@ -38,6 +37,9 @@ SMALLEST = 1e-4  # lower bound of the input that says how large a series is, as 
 CLOSED = 1e-30  # unit of a week without opening days and of a series that ended, whose forecast is 0
 ENDED = 13  # weeks without sales, after a year with sales in them, that end a series
 ANCHOR_WINDOWS = (4, 8, 13, 26)  # weeks; the anchor is the mean over them: no window is best everywhere
+LIFT = "planned__lift"
+SHIFTS = (4, 8, 13)  # values of the feature `shifted` besides 0
+STEADY = 1e-20  # unit of a series that never changes, as a share of its level: too small to be seen in a forecast
 BEFORE = "before:"  # prefix of inputs from the year before last year
 EASTER_WEEKS = (-2, -1, 0, 1)  # weeks relative to Easter that have an input; sales change before Easter too
 PLACE = {weeks: i for i, weeks in enumerate(WINDOWS)}
@@ -49,19 +51,29 @@ class _Parts:
 
     scale: Array
     growth: dict[int, Array]
-    level: dict[int, Array]
+    level: dict[int, Array]  # medians
+    mean: dict[int, Array]
     profile: dict[int, Array]
     store_profile: Array
     year: Array  # last year's sales on the same dates
     around: tuple[Array, Array, Array]  # last year's sales in weeks t-53, t-52, t-51
     smooth: Array  # last year's reconstruction on the same dates
     smooth_week: Array  # last year's reconstruction in week t-52
-    lift: Array  # effect of the planned inputs on the seasonal pattern, 1 = none
-    level_lift: Array
+    persistence: Array
+    shifted: Array  # weeks since the level has shifted, 0 = it has not
+    lift: Array  # what the plan multiplies sales by, 1 = nothing
+
+    def since_shift(self, by_window: dict[int, Array], usual: Array) -> Array:
+        """The value of the window since the level has shifted, `usual` where it has not; [n] or [n, H]."""
+        shifted = self.shifted if usual.ndim == 1 else self.shifted[:, None]
+        return np.select([shifted == weeks for weeks in SHIFTS], [by_window[weeks] for weeks in SHIFTS], usual)
 
 
 def prepare_seasonal(rows: Columns, weeks: NDArray[np.datetime64], calendar: Calendar) -> Prepared:
-    """anchor = 0.6 * last year's reconstruction * damped growth + 0.4 * recent level * department profile.
+    """anchor = p * last year's reconstruction * damped growth + (1 - p) * recent level * profile.
+
+    p is how much of the series' last year comes back (`persistence`); the profile is the department's, shrunk in the
+    same way towards that of all series, and this one towards none.
 
     Last year's sales are everywhere the mean of two years, with the year before scaled to last year's level.
     """
@@ -69,7 +81,10 @@ def prepare_seasonal(rows: Columns, weeks: NDArray[np.datetime64], calendar: Cal
     moved = per_week(weeks, shifts, calendar)
     parts = _parts(rows, horizon, *(moved[name].astype(np.float32) for name in ("last_year", "year_before")))
     anchor, anchor_kind = _anchor(parts)
-    unit = positive((np.abs(anchor) + parts.scale[:, None]) / 2)
+    unit = positive((np.abs(anchor) + parts.scale[:, None] * parts.lift) / 2)
+    steady = _steady(rows)[:, None]
+    anchor = np.where(steady, parts.level[13][:, None] * parts.lift, anchor)
+    unit = np.where(steady, STEADY * parts.scale[:, None], unit)
     step = _candidates(rows, parts, anchor, unit) | _step_inputs(rows, parts, anchor, horizon)
     step |= horizon_inputs(weeks.shape) | _planned_inputs(rows, horizon)
     averaged = np.isfinite(_around(rows, "denoised_year_before", horizon)[1] * _catch_up(rows, ""))
@@ -84,6 +99,12 @@ def _ended(rows: Columns) -> NDArray[np.bool_]:
     """True [n] for series without any sales for ENDED weeks in which they sold a year ago."""
     now, ago = (list_column(rows, f"growth_{year}", len(WINDOWS))[:, PLACE[ENDED]] for year in ("now", "ago"))
     return np.asarray((now == 0) & (ago > 0))
+
+
+def _steady(rows: Columns) -> NDArray[np.bool_]:
+    """True [n] for series with sales and more than a year of history that were the same in each week of the year."""
+    compared = np.isfinite(list_column(rows, "growth_now", len(WINDOWS))[:, PLACE[4]])
+    return np.asarray((rows["deviation"] == 0) & (rows["scale"] > 0) & compared)
 
 
 def _ratio(above: Array, below: Array) -> Array:
@@ -115,31 +136,33 @@ def _around(rows: Columns, name: str, horizon: int) -> tuple[Array, Array, Array
 def _parts(rows: Columns, horizon: int, shift: Array, shift_before: Array) -> _Parts:
     scale = rows["scale"].astype(np.float32)
     scale = np.where(scale > 0, scale, UNSOLD * rows["market_level"].astype(np.float32))
-    level = list_column(rows, "level", len(WINDOWS))
+    level, means = (list_column(rows, name, len(WINDOWS)) for name in ("level_median", "level"))
     growth = _growth(rows, "")
     dept, store = (_profiles(rows, group, horizon, shift, shift_before) for group in ("dept", "store"))
+    total = _profiles(rows, "total", horizon, shift, shift_before)
+    # Each level is shrunk towards the one above it: what all series have in common is measured best.
+    total = 1 + rows["total_persistence"].astype(np.float32)[:, None, None] * (total - 1)
+    dept = total + rows["dept_persistence"].astype(np.float32)[:, None, None] * (dept - total)
     profile = first_known(dept, store)
     year, smooth = (_around(rows, name, horizon) for name in ("last_year", "denoised_last_year"))
-    lifts = (
-        np.exp(list_column(rows, name, horizon)) if name in rows else np.float32(1.0)
-        for name in ("planned__effect", "planned__effect_before", "planned__level_effect")
-    )
-    lift, lift_before, level_lift = (np.clip(np.nan_to_num(values, nan=1.0), 0.1, 10.0) for values in lifts)
-    catch_up = _catch_up(rows, "") * lift_before
+    lift = np.exp(np.nan_to_num(list_column(rows, LIFT, horizon))) if LIFT in rows else np.float32(1.0)
+    catch_up = _catch_up(rows, "")
     before = [values * catch_up for values in _around(rows, "denoised_year_before", horizon)]
     same_dates_before = _same_dates(before, shift_before)
     return _Parts(
         scale=np.asarray(positive(np.nan_to_num(scale)), np.float32),
         growth=growth,
         level={weeks: level[:, place] for weeks, place in PLACE.items()},
+        mean={weeks: means[:, place] for weeks, place in PLACE.items()},
         profile={weeks: profile[:, place] for weeks, place in PLACE.items()},
         store_profile=store[:, PLACE[13]],
         year=both_years(_same_dates(year, shift), same_dates_before),
         around=(both_years(year[0], before[0]), both_years(year[1], before[1]), both_years(year[2], before[2])),
         smooth=both_years(_same_dates(smooth, shift), same_dates_before),
         smooth_week=both_years(smooth[1], before[1]),
-        lift=lift,
-        level_lift=level_lift,
+        shifted=rows["shifted"],
+        persistence=rows["persistence"].astype(np.float32),
+        lift=np.asarray(lift),
     )
 
 
@@ -171,14 +194,17 @@ def _anchor(parts: _Parts) -> tuple[Array, NDArray[np.int8]]:
     PROFILE: level times profile; needs last year's week of the department or store. LEVEL: the mean of the last 13, 26
     or 52 weeks, the first of them with sales; 0 without sales for a year.
     """
-    level = first_known(*(parts.level[weeks] for weeks in (13, 26, 52)))[:, None]
+    level = parts.since_shift(parts.level, first_known(*(parts.level[weeks] for weeks in (13, 26, 52))))[:, None]
     products = np.stack([parts.level[weeks][:, None] * parts.profile[weeks] for weeks in ANCHOR_WINDOWS], axis=-1)
-    profiled = first_known(mean(products), parts.level[52][:, None] * parts.profile[52]) * parts.lift
-    growth = np.exp(np.mean([np.log(parts.growth[weeks]) for weeks in ANCHOR_WINDOWS], axis=0))[:, None]
+    profiled = parts.since_shift(dict(zip(ANCHOR_WINDOWS, np.moveaxis(products, -1, 0), strict=True)), mean(products))
+    profiled = first_known(profiled, parts.level[52][:, None] * parts.profile[52]) * parts.lift
+    growth = np.exp(np.mean([np.log(parts.growth[weeks]) for weeks in ANCHOR_WINDOWS], axis=0))
+    growth = parts.since_shift(parts.growth, growth)[:, None]
     pattern = parts.smooth * (1 + DAMPING * (growth - 1)) * parts.lift
-    seasonal = SEASONAL_SHARE * pattern + (1 - SEASONAL_SHARE) * first_known(profiled, pattern)
+    share = parts.persistence[:, None]
+    seasonal = share * pattern + (1 - share) * first_known(profiled, pattern)
     seasonal = np.where(np.isfinite(level), seasonal, np.nan)
-    anchor = first_known(seasonal, profiled, np.nan_to_num(level) * parts.level_lift)
+    anchor = first_known(seasonal, profiled, np.nan_to_num(level) * parts.lift)
     kind = np.where(np.isfinite(seasonal), SEASONAL, np.where(np.isfinite(profiled), PROFILE, LEVEL))
     return anchor, kind.astype(np.int8)
 
@@ -191,7 +217,7 @@ def _candidates(rows: Columns, parts: _Parts, anchor: Array, unit: Array) -> dic
     """Alternative forecasts of the target week, [n, H] each, as differences from the anchor in units."""
     before, same, after = parts.around
     year = parts.year
-    lift, level_lift, level = parts.lift, parts.level_lift, {k: v[:, None] for k, v in parts.level.items()}
+    lift, level = parts.lift, {k: v[:, None] for k, v in parts.level.items()}
     growth = _damped(parts, 13)
     now, ago = (list_column(rows, f"growth_{name}", len(WINDOWS)) for name in ("now", "ago"))
     gained = {weeks: (now - ago)[:, [place]] for weeks, place in PLACE.items()}
@@ -214,10 +240,11 @@ def _candidates(rows: Columns, parts: _Parts, anchor: Array, unit: Array) -> dic
     for weeks in (8, 13):
         named[f"last_year:gained_{weeks}"] = (year + gained[weeks]) * lift
     for weeks in (4, 8, 13):
-        named[f"level:mean_{weeks}"] = level[weeks] * level_lift
+        named[f"level:median_{weeks}"] = level[weeks] * lift
+        named[f"level:mean_{weeks}"] = parts.mean[weeks][:, None] * lift
     recent = list_column(rows, "recent", 4)
     for lag in range(4):
-        named[f"level:lag_{lag + 1}"] = recent[:, [lag]] * level_lift
+        named[f"level:lag_{lag + 1}"] = recent[:, [lag]] * lift
     distance = (np.stack([np.broadcast_to(values, anchor.shape) for values in named.values()]) - anchor) / unit
     return dict(zip(named, np.clip(distance, -CANDIDATE_BOUND, CANDIDATE_BOUND, out=distance), strict=True))
 
@@ -284,7 +311,7 @@ def _planned_inputs(rows: Columns, horizon: int) -> dict[str, Array]:
     """Planned inputs of the target week and of last year, and the difference from recent weeks, [n, H] each."""
     suffix = "_last_year"
     names = [name.removesuffix(suffix) for name in rows if name.startswith("planned_") and name.endswith(suffix)]
-    out: dict[str, Array] = {}
+    out: dict[str, Array] = {"planned:log_lift": list_column(rows, LIFT, horizon)} if LIFT in rows else {}
     for name in names:
         ahead, before = list_column(rows, name, horizon), list_column(rows, name + suffix, horizon)
         recent = rows[f"{name}_recent"].astype(np.float32)[:, None]

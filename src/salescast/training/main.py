@@ -114,11 +114,9 @@ def holdout_phase(shard: Shard, last: int, run: Run, resume: Checkpoint | None) 
     network = trainer.average.network
     network.load_state_dict(best.weights)
     shrinkage = calibration.shrinkage(network, held_out, group)
-    lower, upper = calibration.interval_factors(
-        network, held_out, config.quantiles, group, last, config.holdout_weeks, shrinkage
-    )
+    factor = calibration.interval_factor(network, held_out, config.quantiles, group, shrinkage)
     plain = replace(scaler)  # without its cached arrays, which a checkpoint does not hold
-    return Holdout(best.epoch, best.wmape, shrinkage, (float(lower), float(upper)), best, plain)
+    return Holdout(best.epoch, best.wmape, shrinkage, (factor, factor), best, plain)
 
 
 def write_bundle(plan: Plan, fit: Fit, scaler: Scaler, full: Best, holdout: Holdout) -> None:

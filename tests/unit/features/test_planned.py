@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from salescast import retail_calendar
-from salescast.features.planned import effects, plan_versions, usual_open_days
+from salescast.features.plan_effects import effects, terms
+from salescast.features.planned import plan_versions, prices, usual_open_days, usual_prices
 from salescast.features.seasonal import seasonal_features
 from salescast.model import inputs
 from salescast.schema import KEYS, RAW_SALES, TIMESTAMP, TRAINING_SERVICE_SEASONAL
@@ -76,19 +77,51 @@ def test_a_later_version_replaces_an_earlier_one_from_then_on() -> None:
     assert [known_to(table, 0, base, 9) for base in range(1, 9)] == [None, None, 3.0, 3.0, 3.0, 7.0, 7.0, 7.0]
 
 
+def effects_of(inputs: list[np.ndarray], sales: np.ndarray, dept: np.ndarray) -> np.ndarray:
+    return effects(terms(np.stack(inputs)), sales, dept)
+
+
 def test_effects_are_those_of_the_simulated_sales() -> None:
+    """A promotion and a price ratio in two departments that answer differently; levels differ by series."""
     random = np.random.default_rng(0)
-    n, length = 30, 60
-    promo, price = random.integers(0, 2, (n, length)) * 1.0, random.uniform(1, 2, (n, length))
-    sales = 100 * np.exp(0.7 * promo - 0.5 * price) * np.exp(0.05 * random.standard_normal((n, length)))
-    found = effects(np.stack([promo, price]), sales)
-    assert found.shape == (length + 1, 2)
-    np.testing.assert_allclose(found[-1], [0.7, -0.5], atol=0.03)
-    assert found[0].tolist() == found[1].tolist() == [0.0, 0.0]
+    n, length = 60, 80
+    dept = np.arange(n) % 2
+    promo, price = random.integers(0, 2, (n, length)) * 1.0, random.uniform(-0.4, 0.2, (n, length))
+    true = np.array([[0.7, -2.0], [0.2, -0.5]])[dept]
+    level = random.uniform(1, 1000, (n, 1))
+    sales = level * np.exp(true[:, :1] * promo + true[:, 1:] * price + 0.05 * random.standard_normal((n, length)))
+    found = effects_of([promo, price], sales, dept)
+    assert found.shape == (2, length + 1, 3)
+    np.testing.assert_allclose(found[:, -1, :2], [[0.7, -2.0], [0.2, -0.5]], atol=0.05)
+    assert not found[:, :2].any()
     # Nothing later than the base week.
     changed = sales.copy()
     changed[:, 40:] = random.lognormal(5, 2, changed[:, 40:].shape)
-    np.testing.assert_array_equal(effects(np.stack([promo, price]), changed)[:41], found[:41])
+    np.testing.assert_allclose(effects_of([promo, price], changed, dept)[:, :41], found[:, :41], atol=1e-9)
+
+
+def test_a_department_with_few_weeks_has_the_pooled_effects() -> None:
+    random = np.random.default_rng(0)
+    promo = random.integers(0, 2, (41, 60)) * 1.0
+    sales = 100 * np.exp(0.5 * promo + 0.05 * random.standard_normal((41, 60)))
+    sales[40, :56] = np.nan
+    found = effects_of([promo], sales, (np.arange(41) == 40).astype(int))
+    np.testing.assert_allclose(found[1, -1], 0.5, atol=0.05)
+
+
+def test_together_promotions_may_do_less_than_each_alone() -> None:
+    random = np.random.default_rng(0)
+    deal, feature = (random.integers(0, 2, (50, 80)) * 1.0 for _ in range(2))
+    sales = 10 * np.exp(0.6 * deal + 0.8 * feature - 0.5 * deal * feature)
+    np.testing.assert_allclose(
+        effects_of([deal, feature], sales, np.zeros(50, int))[0, -1], [0.6, 0.8, -0.5], atol=0.03
+    )
+
+
+def test_usual_prices_are_medians_of_known_prices_before_the_week() -> None:
+    history = np.array([[np.nan, 2.0, 2.0, 1.0, np.nan, 3.0, 3.0, 3.0]])
+    np.testing.assert_array_equal(usual_prices(history), [[np.nan, np.nan, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 3.0]])
+    assert prices(np.stack([history, history * 0, history - 1])) == [0]
 
 
 def test_usual_open_days() -> None:
@@ -145,9 +178,10 @@ def test_planned_columns() -> None:
     assert row["planned_Promo_last_year"] == promo[18:26]
     assert row["planned_Promo_recent"] == pytest.approx(sum(promo[57:70]) / 13)
     assert row["planned__open_days"] == days[70:78]
-    # Sales are per open day: a closed week is no observation.
-    assert row["last_year"] == [None if days[w] == 0 else 10.0 * (1 + promo[w]) for w in range(17, 27)]
-    assert max(x for x in row["recent"] if x is not None) <= 20.0
+    # Sales are per open day, without the promotions' effect: a closed week is no observation.
+    assert row["planned__lift"] == pytest.approx([math.log(2) * x for x in promo[70:78]], abs=0.1)
+    assert [x is None for x in row["last_year"]] == [days[w] == 0 for w in range(17, 27)]
+    assert row["recent"] == pytest.approx([10.0] * 4, rel=0.1)
 
 
 @pytest.mark.parametrize("known", [range(40, 78), range(30), range(0, 78, 2), range(0)], ids=str)

@@ -1,6 +1,8 @@
 """The seasonal view and the inputs computed from it against slow loops; no leaks."""
 
 import math
+import statistics
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -76,6 +78,11 @@ def average(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def median(values: list[float | None]) -> float | None:
+    known = [x for x in values if x is not None]
+    return statistics.median(known) if known else None
+
+
 def at(values: list[float | None], week: int) -> float | None:
     return values[week] if 0 <= week < len(values) else None
 
@@ -94,6 +101,92 @@ def both_years(values: list[float | None]) -> tuple[list[float | None], list[flo
     pairs = [(x, at(values, week - 52)) for week, x in enumerate(values)]
     kept = [pair if None not in pair else (None, None) for pair in pairs]
     return [now for now, _ in kept], [ago for _, ago in kept]
+
+
+def plausible(history: History) -> History:
+    """Values above five times the largest of the year before become twice that, unless it is a season.
+
+    The definition of `history.without_mistakes`.
+    """
+
+    def over(values: list[float | None], week: int) -> float | None:
+        year = [x for x in before(values, week, 52) if x is not None]
+        x = values[week]
+        return None if x is None or len(year) < 13 or statistics.median(year) <= 0 else x / max(year)
+
+    ratios = {key: [over(values, week) for week in range(len(values))] for key, values in history.items()}
+
+    def season(keys: list[tuple[int, int]], week: int) -> bool:
+        known = [ratio for key in keys if (ratio := ratios[key][week]) is not None]
+        high = sum(ratio > 2 for ratio in known)
+        return high >= 3 and high >= 0.25 * len(known)
+
+    out = {key: list(values) for key, values in history.items()}
+    for (store, dept), row in ratios.items():
+        same_dept = [key for key in history if key[1] == dept]
+        for week, ratio in enumerate(row):
+            if ratio is not None and ratio > 5 and not season(same_dept, week) and not season(list(history), week):
+                out[store, dept][week] = 2 * max(x for x in before(history[store, dept], week, 52) if x is not None)
+    return out
+
+
+def shifted(values: list[float | None], b: int) -> float:
+    span = [at(values, b - k) for k in range(1, 27)]
+    for weeks in (4, 8, 13):
+        last, earlier = span[:weeks], [x for x in span[weeks:] if x is not None]
+        if None not in last and len(earlier) >= 8 and (min(last) > max(earlier) or max(last) < min(earlier)):
+            return weeks
+    return 0.0
+
+
+Pairs = Sequence[list[float | None]]  # this year's and last year's sales
+
+
+def slope_terms(pairs: Pairs, b: int) -> tuple[int, float, float] | None:
+    """Number of pairs, spread (at most 4) of last year's relative deviations, their common part with this year's."""
+    now, ago = ([x for x in before(year, b, 52) if x is not None] for year in pairs)
+    if not now or sum(ago) <= 0:
+        return None
+    mean_now, mean_ago = sum(now) / len(now), sum(ago) / len(ago)
+    spread = sum((x / mean_ago - 1) ** 2 for x in ago) / len(ago)
+    if spread < 1e-12 or mean_now <= 0:
+        return None
+    common = sum((x / mean_ago - 1) * (y / mean_now - 1) for x, y in zip(ago, now, strict=True)) / len(ago)
+    return len(now), min(spread, 4.0), common * min(spread, 4.0) / spread
+
+
+def in_twos(values: list[float | None]) -> list[float | None]:
+    return [average(before(values, week + 1, 2)) for week in range(len(values))]
+
+
+def persistence(everyone: Sequence[Pairs], own: Pairs, b: int) -> float:
+    everyone, own = [[in_twos(year) for year in pairs] for pairs in everyone], [in_twos(year) for year in own]
+    found = [terms for pairs in everyone if (terms := slope_terms(pairs, b))]
+    weight = sum(n * spread for n, spread, _ in found)
+    prior = 26 * (weight / sum(n for n, _, _ in found) if found else 1.0)
+    pooled = (sum(n * common for n, _, common in found) + 0.5 * prior) / (weight + prior)
+    mine = slope_terms(own, b)
+    n, spread, common = mine or (0, 1.0, 0.0)
+    slope = bounded((n * common + 26 * spread * pooled) / (n * spread + 26 * spread), 0, 1)
+    return slope / (slope + 1.5 * (1 - slope))
+
+
+def without_giants(history: History) -> list[float | None]:
+    """Sums of all series by week; what is larger than 100 times the median series is brought down to that."""
+    total: list[float | None] = []
+    for week in range(len(next(iter(history.values())))):
+        scales = {
+            key: average([None if x is None else abs(x) for x in before(v, week + 1, 52)]) for key, v in history.items()
+        }
+        known = [scale for scale in scales.values() if scale]
+        largest = 100 * statistics.median(known) if known else math.inf
+        values = [
+            x * min(1.0, largest / scale if (scale := scales[key]) else 1.0)
+            for key, v in history.items()
+            if (x := v[week]) is not None
+        ]
+        total.append(sum(values) if values else None)
+    return total
 
 
 def expected(history: History, store: int, dept: int, b: int, horizon: int) -> dict:
@@ -115,6 +208,8 @@ def expected(history: History, store: int, dept: int, b: int, horizon: int) -> d
         "lowest": min((x for x in values[:b] if x is not None), default=None),
         "recent": [at(values, b - k) for k in (1, 2, 3, 4)],
         "level": [average(before(values, b, k)) for k in WINDOWS],
+        "shifted": shifted(values[:b], b),
+        "level_median": [median(before(values, b, k)) for k in WINDOWS],
         "last_year": [at(values[:b], b - 53 + i) for i in range(horizon + 2)],
     }
     for name, rows in groups.items():
@@ -124,15 +219,25 @@ def expected(history: History, store: int, dept: int, b: int, horizon: int) -> d
             out[f"{name}growth_{year_name}"] = [average(before(pooled, b, k)) for k in WINDOWS]
             # A year ago, if there were 13 weeks with a year before them.
             out[f"{name}growth_before_{year_name}"] = average(before(pooled, b - 52, 13)) if b >= 117 else None
-    for name in ("dept_", "store_"):
-        pooled = pool(groups[name])
+    depts: dict[int, list[list[float | None]]] = {}
+    for (_, d), v in history.items():
+        depts.setdefault(d, []).append(v)
+    out["persistence"] = persistence([both_years(v) for v in history.values()], both_years(values), b)
+    summed = {d: [pool(list(year)) for year in zip(*map(both_years, v), strict=True)] for d, v in depts.items()}
+    out["dept_persistence"] = persistence(list(summed.values()), summed[dept], b)
+    total = without_giants(history)
+    out["total_persistence"] = persistence([both_years(total)], both_years(total), b)
+    for name in ("dept_", "store_", "total_"):
+        pooled = total if name == "total_" else pool(groups[name])
         out[f"{name}last_year"] = [at(pooled[:b], b - 53 + i) for i in range(horizon + 2)]
         out[f"{name}year_before"] = [at(pooled[:b], b - 105 + i) for i in range(horizon + 2)]
         out[f"{name}before"] = [average(before(pooled, b - 52, k)) for k in WINDOWS]
     if b < 56:  # too little of last year
-        this_year = ("scale", "deviation", "market_level", "lowest", "recent", "level")
+        this_year = (
+            "scale", "deviation", "market_level", "lowest", "recent", "level", "level_median", "shifted",
+            "persistence", "dept_persistence", "total_persistence",
+        )  # fmt: skip
         out = {name: x if name in this_year or x is None else [None] * len(x) for name, x in out.items()}
-    del out["total_growth_before_now"], out["total_growth_before_ago"]
     return out
 
 
@@ -150,6 +255,7 @@ def test_every_cell_equals_its_definition(seed: int, horizon: int) -> None:
     length = 125
     history = some_history(seed, weeks=length)
     rows = table(history, horizon=horizon)
+    history = plausible(history)
     for (store, dept), values in history.items():
         begin = next((week for week, x in enumerate(values) if x is not None), None)
         present = [b for (s, d, b) in rows if (s, d) == (store, dept)]
@@ -324,34 +430,43 @@ def shifts_of(week: date) -> Shifts:
 
 
 def profile(row: dict[str, Any], h: int, shifts: Shifts, weeks_back: int) -> float | None:
-    for group in ("dept", "store"):
+    found = {}
+    for group in ("dept", "store", "total"):
         before_it = on_dates(row[f"{group}_year_before"], h, shifts[1])
         year = both(on_dates(row[f"{group}_last_year"], h, shifts[0]), before_it, catch_up(row, f"{group}_"))
         before = row[f"{group}_before"][WINDOWS.index(weeks_back)]
         if year is not None and before is not None and before > 0:
-            return bounded(year / before, 0.0, 20.0)
-    return None
+            found[group] = bounded(year / before, 0.0, 20.0)
+    if "dept" in found and "total" in found:
+        total = 1 + row["total_persistence"] * (found["total"] - 1)
+        return total + row["dept_persistence"] * (found["dept"] - total)
+    return found.get("store")
 
 
 def anchor(row: dict[str, Any], h: int, shifts: Shifts) -> tuple[float, int]:
     """The definition in docs/LOG.md."""
-    levels = [row["level"][WINDOWS.index(k)] for k in (13, 26, 52)]
+    levels = [row["level_median"][WINDOWS.index(k)] for k in (13, 26, 52)]
     level = next((x for x in levels if x is not None), None)
     if level is None:
         return 0.0, LEVEL
+    weeks_since = int(row["shifted"])
+    if weeks_since:
+        level = row["level_median"][WINDOWS.index(weeks_since)]
+    windows = (weeks_since,) if weeks_since else (4, 8, 13, 26)
     before_it = on_dates(row["denoised_year_before"], h, shifts[1])
     smooth = both(on_dates(row["denoised_last_year"], h, shifts[0]), before_it, catch_up(row))
     products = []
-    for k in (4, 8, 13, 26):
-        mine, pro = row["level"][WINDOWS.index(k)], profile(row, h, shifts, k)
+    for k in windows:
+        mine, pro = row["level_median"][WINDOWS.index(k)], profile(row, h, shifts, k)
         if mine is not None and pro is not None:
             products.append(mine * pro)
-    year, pro = row["level"][WINDOWS.index(52)], profile(row, h, shifts, 52)
+    year, pro = row["level_median"][WINDOWS.index(52)], profile(row, h, shifts, 52)
     profiled = sum(products) / len(products) if products else None if pro is None else year * pro
     if smooth is not None:
-        mean_growth = math.exp(sum(math.log(growth(row, k)) for k in (4, 8, 13, 26)) / 4)
+        mean_growth = math.exp(sum(math.log(growth(row, k)) for k in windows) / len(windows))
         pattern = smooth * (1 + 0.8 * (mean_growth - 1))
-        return 0.6 * pattern + 0.4 * (pattern if profiled is None else profiled), SEASONAL
+        share = row["persistence"]
+        return share * pattern + (1 - share) * (pattern if profiled is None else profiled), SEASONAL
     if profiled is not None:
         return profiled, PROFILE
     return level, LEVEL
@@ -382,13 +497,14 @@ def test_anchor_unit_and_candidates(seed: int) -> None:
             before_it = on_dates(row["denoised_year_before"], h, shifts[1])
             year = both(on_dates(row["last_year"], h, shifts[0]), before_it, catch_up(row))
             pro = profile(row, h, shifts, 8)
-            level = row["level"][WINDOWS.index(8)]
+            level, middle = row["level"][WINDOWS.index(8)], row["level_median"][WINDOWS.index(8)]
             for name, value in (
                 ("last_year:same_dates", year),
                 ("last_year:grown", None if year is None else year * (1 + 0.8 * (growth(row, 13) - 1))),
                 ("level:lag_2", row["recent"][1]),
                 ("level:mean_8", level),
-                ("pooled:level_profile_8", None if pro is None or level is None else level * pro),
+                ("level:median_8", middle),
+                ("pooled:level_profile_8", None if pro is None or middle is None else middle * pro),
             ):
                 assert step[name][i, h] == pytest.approx(
                     relative(value, expected, unit), rel=1e-3, abs=2e-3, nan_ok=True
@@ -431,7 +547,10 @@ def test_a_series_without_sales_for_a_year_has_no_forecast() -> None:
 
 
 def test_a_new_store_uses_its_department() -> None:
-    """No last year of its own: the mean of its weeks times the season of the other stores."""
+    """No last year of its own: the median of its weeks times the season of the other stores.
+
+    Part of it: no week of last year's season has come back yet, so little says how much of it does.
+    """
     season = [100.0 if week % 52 != 30 else 300.0 for week in range(110)]
     history = {(store, 1): list(season) for store in range(1, 4)} | {(9, 1): [None] * 70 + [50.0] * 10}
     cut = {key: values[:80] for key, values in history.items()}
@@ -441,7 +560,40 @@ def test_a_new_store_uses_its_department() -> None:
     base = date(2010, 2, 5) + timedelta(weeks=80)
     shift = date_shift(np.array([base + timedelta(weeks=h) for h in range(H)], "datetime64[D]"), CALENDAR)
     expected = [50.0, 50.0, 150 - 100 * shift[2], 50 + 100 * shift[3], 50.0]
-    np.testing.assert_allclose(found.anchor[0], expected, rtol=1e-4)
+    back = 0.4 + 0.6 * 0.4  # 0.4 of the season of all, and of what the department adds to that
+    np.testing.assert_allclose(found.anchor[0] - 50, back * (np.array(expected) - 50), rtol=1e-4)
+
+
+def test_a_series_that_never_changes_is_forecast_as_it_is() -> None:
+    """Whatever its department does."""
+    random = np.random.default_rng(0)
+    history = {(store, 1): random.uniform(50, 150, 80).tolist() for store in range(1, 4)} | {(9, 1): [123.45] * 80}
+    found = built(with_store(seasonal_features(sales_of(history), horizon=H)).filter(pl.col("store_id") == 9).tail(1))
+    assert (found.anchor + 5 * found.unit == np.float32(123.45)).all()
+
+
+def test_a_mistyped_value_hardly_moves_the_anchor_and_a_season_of_all_is_none() -> None:
+    random = np.random.default_rng(0)
+    usual = {(store, 1): random.uniform(90, 110, 80).tolist() for store in range(1, 6)}
+
+    def anchors(history: History) -> np.ndarray:
+        frame = with_store(seasonal_features(sales_of(history), horizon=H))
+        return built(frame.filter(pl.col(TIMESTAMP) == pl.col(TIMESTAMP).max())).anchor
+
+    before_it = anchors(usual)
+    mistyped = {key: [*values[:-1], 100 * values[-1] if key == (1, 1) else values[-1]] for key, values in usual.items()}
+    np.testing.assert_allclose(anchors(mistyped), before_it, rtol=0.1)
+    season = {key: [*values[:30], 10 * values[30], *values[31:]] for key, values in usual.items()}
+    frame = seasonal_features(sales_of(season), horizon=H)
+    assert max(frame["last_year"].explode().drop_nulls()) > 900
+
+
+def test_a_shift_of_the_level_is_followed_after_four_weeks() -> None:
+    random = np.random.default_rng(0)
+    history = {(store, 1): random.uniform(90, 110, 80).tolist() for store in range(1, 4)}
+    history[1, 1] = [x if week < 76 else 3 * x for week, x in enumerate(history[1, 1])]
+    found = built(with_store(seasonal_features(sales_of(history), horizon=H)).filter(pl.col("store_id") == 1).tail(1))
+    np.testing.assert_allclose(found.anchor, 300, rtol=0.2)
 
 
 def test_without_a_year_of_history_the_level_is_used() -> None:

@@ -150,7 +150,7 @@ def mixed() -> bool:
 def main(path: Path, dies_after: int | None) -> None:
     notes: list[dict[str, Any]] = []
     noted(trainer.Trainer, "epoch", notes, lambda trainer, epoch: int(trainer.steps))
-    for name in ("wmape", "shrinkage", "interval_factors"):
+    for name in ("wmape", "shrinkage", "interval_factor"):
         noted(calibration, name, notes, lambda network, samples, *_: -(-samples.size // calibration.BATCH))
     training.connect = connect  # type: ignore[assignment]
     plan = Plan.read(path)

@@ -54,7 +54,7 @@ def test_no_step_waits_for_the_host(there: tuple[Plan, dict[str, Any]]) -> None:
     _, found = there
     moved = {(note["what"], note["up"], note["down"]) for note in found["notes"]}
     assert all(note["steps"] >= 10 for note in found["notes"] if note["what"] == "epoch")
-    assert moved == {("epoch", 2, 1), ("wmape", 0, 1), ("shrinkage", 1, 1), ("interval_factors", 0, 1)}
+    assert moved == {("epoch", 2, 1), ("wmape", 0, 1), ("shrinkage", 1, 1), ("interval_factor", 0, 1)}
 
 
 def test_a_training_on_another_device_resumes_bitwise(here: str, plan_of: PlanOf, tmp_path: Path) -> None:
