@@ -251,9 +251,7 @@ def by_set(results: dict[str, Result]) -> pl.DataFrame:
             metrics.scores(result.forecasts, ("model", "cutoff")).group_by("model").agg(worst=pl.col("coverage").min())
         )
         known = result.forecasts.filter(pl.col("y").is_not_null())
-        # `mean` where a method has one: sums are sums of means.
-        mean = pl.col("mean") if "mean" in known.columns else pl.col("yhat")
-        total = known.group_by("model").agg(total=mean.sum() / pl.col("y").sum() - 1)
+        total = known.group_by("model").agg(total=pl.col("mean").sum() / pl.col("y").sum() - 1)
         both = pooled.join(worst, on="model").join(total, on="model").sort("wmape")
         others = both.filter(pl.col("model") != OURS)
         rows.append(pl.concat([both.filter(pl.col("model") == OURS), others.head(1)]).with_columns(set=pl.lit(name)))

@@ -23,7 +23,8 @@ OPTIONS: Final[dict[str, tuple[tuple[str, ...], str | None]]] = {
 
 
 def scored(case: Path, config: TrainConfig) -> pl.DataFrame:
-    """Scores of the forecasts of a case by kind of series: WMAPE, coverage of the 80 % range and bias of the sum, in %.
+    """Scores of the forecasts of a case by kind of series: WMAPE, coverage of the 80 % range, bias of the
+    medians and of the sum of means, in %.
 
     `below` counts ranges that begin below 0 though nothing was ever returned.
     """
@@ -55,6 +56,7 @@ def scored(case: Path, config: TrainConfig) -> pl.DataFrame:
             wmape=100 * (pl.col("y") - pl.col("yhat")).abs().sum() / pl.col("y").abs().sum(),
             cov80=pl.col("y").is_between("p10", "p90").mean(),
             bias=100 * (pl.col("yhat").sum() / pl.col("y").sum() - 1),
+            total=100 * (pl.col("mean").sum() / pl.col("y").sum() - 1),
             below=((pl.col("p10") < 0) & (pl.col("least") >= 0)).sum(),
             missing=pl.col("yhat").is_null().sum(),
         )

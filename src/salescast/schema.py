@@ -159,6 +159,8 @@ INFERENCE_SERVICE_SEASONAL: Final = "inference_features_seasonal"
 
 QUANTILES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MEDIAN: Final = 0.5  # the quantile that is reported as the forecast
+# The mean of a distribution from three of its quantiles: Swanson's rule (Hurst, Brown and Swanson 2000).
+MEAN_WEIGHTS: Final = {0.1: 0.3, 0.5: 0.4, 0.9: 0.3}
 MODEL_NAME: Final = "sales-forecast"
 
 

@@ -40,7 +40,13 @@ def quarterly_cutoffs(
 def model_frame(forecast: "Forecast", rows: pl.DataFrame, model: str) -> pl.DataFrame:
     """The forecasts from `rows` (one per series) as a backtest frame."""
     return backtest_frame(
-        rows, forecast.weeks, model, yhat=forecast.at(0.5), p10=forecast.at(0.1), p90=forecast.at(0.9)
+        rows,
+        forecast.weeks,
+        model,
+        yhat=forecast.at(0.5),
+        p10=forecast.at(0.1),
+        p90=forecast.at(0.9),
+        mean=forecast.mean,
     )
 
 

@@ -30,10 +30,21 @@ def long_frame(keys: pl.DataFrame, weeks: Weeks, values: Mapping[str, Floats]) -
 
 
 def backtest_frame(
-    keys: pl.DataFrame, weeks: Weeks, model: str, *, yhat: Floats, p10: Floats, p90: Floats
+    keys: pl.DataFrame,
+    weeks: Weeks,
+    model: str,
+    *,
+    yhat: Floats,
+    p10: Floats,
+    p90: Floats,
+    mean: Floats | None = None,
 ) -> pl.DataFrame:
-    """Forecasts of one model: keys, cutoff (the week before horizon 1), horizon, week, yhat, p10, p90, model."""
+    """Forecasts of one model: keys, cutoff (the week before horizon 1), horizon, week, yhat, p10, p90, model, mean.
+
+    `yhat` is the median, `mean` what adds up; a method without means adds up its `yhat`.
+    """
     cutoff = pl.col("week") - pl.col("horizon") * timedelta(weeks=1)
-    return long_frame(keys, weeks, {"yhat": yhat, "p10": p10, "p90": p90}).select(
-        *KEYS, cutoff.alias("cutoff"), "horizon", "week", "yhat", "p10", "p90", pl.lit(model).alias("model")
+    values = {"yhat": yhat, "p10": p10, "p90": p90, "mean": yhat if mean is None else mean}
+    return long_frame(keys, weeks, values).select(
+        *KEYS, cutoff.alias("cutoff"), "horizon", "week", "yhat", "p10", "p90", pl.lit(model).alias("model"), "mean"
     )

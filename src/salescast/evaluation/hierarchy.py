@@ -1,9 +1,10 @@
 """Forecasts of stores, regions and the total as sums of the series' forecasts, with their own intervals.
 
-Points: sums of the series' medians, so that every level agrees with the one below it. Intervals: conformal at each
-level, from the relative errors of earlier out-of-sample forecasts summed the same way. These errors contain both what
-series have in common (weather, holidays, trends) and what cancels out. Their sign is not used: in a few held-out weeks
-the errors of a whole level mostly have the same sign, and the next weeks may have the other.
+Points: sums of the series' means, which are unbiased; medians of slow movers add up to far too little. Every level
+agrees with the one below it. Intervals: conformal at each level, from the relative errors of earlier out-of-sample
+forecasts summed the same way. These errors contain both what series have in common (weather, holidays, trends) and what
+cancels out. Their sign is not used: in a few held-out weeks the errors of a whole level mostly have the same sign, and
+the next weeks may have the other.
 """
 
 import math
@@ -25,7 +26,7 @@ GROUP_KEYS: Final = ("group", "cutoff", "horizon", "week")
 def aggregate(forecasts: pl.DataFrame, errors: pl.DataFrame, stores: pl.DataFrame) -> pl.DataFrame:
     """Forecasts of every store, region and of the total: level, group, cutoff, horizon, week, y, yhat, p10, p90.
 
-    `forecasts`: keys, cutoff, horizon, week, yhat of the series, and y where known. `errors`: the same columns of
+    `forecasts`: keys, cutoff, horizon, week, mean of the series, and y where known. `errors`: the same columns of
     out-of-sample forecasts with `y`, for weeks before those of `forecasts`. `stores`: store_id, region (null = none).
     `y` of a group is null unless it is known for every series in it; to evaluate, pass only rows with `y`.
     Raises UserError when no `y` of `errors` is known.
@@ -52,7 +53,7 @@ def _sums(frame: pl.DataFrame, level: str, stores: pl.DataFrame) -> pl.DataFrame
         .with_columns(group=group)
         .filter(pl.col("group").is_not_null())
         .group_by(GROUP_KEYS)
-        .agg(pl.when(pl.col("y").is_not_null().all()).then(pl.col("y").sum()), pl.col("yhat").sum())
+        .agg(pl.when(pl.col("y").is_not_null().all()).then(pl.col("y").sum()), pl.col("mean").sum().alias("yhat"))
         .sort(GROUP_KEYS)
     )
 

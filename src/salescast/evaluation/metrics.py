@@ -14,7 +14,7 @@ import polars as pl
 from salescast.errors import UserError
 from salescast.schema import KEYS, SEASON
 
-COLUMNS: Final = (*KEYS, "cutoff", "horizon", "week", "y", "yhat", "p10", "p90", "model")
+COLUMNS: Final = (*KEYS, "cutoff", "horizon", "week", "y", "yhat", "p10", "p90", "model", "mean")
 SCALES: Final = ("mae_scale", "mse_scale")
 
 

@@ -38,7 +38,7 @@ def decide(backtest: pl.DataFrame, model: str, champion: pl.DataFrame | None) ->
         return Promotion(True, f"{won}; there was no champion")
     candidate = backtest.filter(pl.col("model") == model)
     forecasts = champion.select(*ROW, "yhat", "p10", "p90")
-    common = candidate.drop("yhat", "p10", "p90", "model").join(forecasts, on=ROW)
+    common = candidate.drop("yhat", "p10", "p90", "model", "mean", strict=False).join(forecasts, on=ROW)
     if common.is_empty():
         return Promotion(True, f"{won}; the champion was tested on other cutoffs and cannot be compared")
     common = common.with_columns(model=pl.lit(CHAMPION)).select(candidate.columns)

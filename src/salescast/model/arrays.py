@@ -28,6 +28,7 @@ class Prepared:
     step: dict[str, Array]  # [n, H] each
     anchor: Array  # [n, H], sales
     unit: Array  # [n, H], sales, > 0
+    slow_mean: Array  # [n, H], sales: mean of a series that sells in fewer than half of the weeks; NaN = of others
     floor: NDArray[np.float64]  # [n], sales: no forecast is less; -inf = none
     anchor_kind: NDArray[np.int8]  # [n, H]: SEASONAL, PROFILE or LEVEL
 

@@ -31,6 +31,7 @@ from salescast.model.recipe import Recipe
 from salescast.retail_calendar import calendar
 from salescast.runtime.atomic_files import replace_dir
 from salescast.runtime.checksums import sha256
+from salescast.schema import MEAN_WEIGHTS
 
 FINAL, BEST, SCALERS, METADATA = "model_final.pt", "model_best.pt", "scalers.json", "model_metadata.json"
 FORMAT: Final = 2
@@ -104,6 +105,7 @@ class Forecast:
     """Forecasts of n base rows for H weeks, in the order of the rows given."""
 
     quantiles: NDArray[np.float64]  # [n, H, Q], calibrated, not decreasing along Q
+    mean: NDArray[np.float64]  # [n, H]: what to add up; for slow movers far above the median
     weeks: NDArray[np.datetime64]  # datetime64[D] [n, H]
     levels: tuple[float, ...]  # of the quantiles
     outside: dict[str, int]  # number of values outside their training range, by input (see Scaler.outside)
@@ -152,7 +154,11 @@ class Bundle:
         outside = self.scaler.outside(inputs.base, step, codes)
         scale, anchor = inputs.unit[:, :weeks, None], inputs.anchor[:, :weeks, None]
         quantiles = np.maximum(anchor + scale * self._calibrated(output), inputs.floor[:, None, None])
-        return Forecast(quantiles, inputs.weeks[:, :weeks], self.levels, outside)
+        mean = sum(weight * quantiles[:, :, self.levels.index(level)] for level, weight in MEAN_WEIGHTS.items())
+        slow = inputs.slow_mean[:, :weeks]
+        return Forecast(
+            quantiles, np.where(np.isfinite(slow), slow, mean), inputs.weeks[:, :weeks], self.levels, outside
+        )
 
     def _network_output(self, base: Tensor, step: Tensor, codes: Tensor) -> NDArray[np.float64]:
         """Quantiles [n, H, Q] in units, the mean over the heads, of inputs [n, Fb], [n, H, Fs] and codes [n, C]."""

@@ -42,6 +42,7 @@ class Inputs:
     anchor: NDArray[np.float64]  # [n, H], sales: the forecast at network output 0
     unit: NDArray[np.float64]  # [n, H], sales, > 0
     categories: dict[str, pa.Array]  # name -> raw values [n], null = missing
+    slow_mean: NDArray[np.float64]  # [n, H], sales: mean of a slow mover; NaN = of other series
     floor: NDArray[np.float64]  # [n], sales: no forecast is less; -inf = none
     anchor_kind: NDArray[np.int8]  # [n, H]: SEASONAL, PROFILE or LEVEL of `arrays`
     weeks: NDArray[np.datetime64]  # [n, H]: the forecast weeks
@@ -75,6 +76,7 @@ def build(rows: pl.DataFrame | Columns, service: str, horizon: int, calendar: Ca
         anchor=prepared.anchor.astype(np.float64),
         unit=prepared.unit.astype(np.float64),
         categories={name: rows[name] for name in CATEGORIES},
+        slow_mean=prepared.slow_mean.astype(np.float64),
         floor=prepared.floor,
         anchor_kind=prepared.anchor_kind,
         weeks=weeks,
@@ -109,4 +111,5 @@ def _prepare_published(rows: Columns, weeks: NDArray[np.datetime64], calendar: C
         for name, values in per_week(weeks, published, calendar).items()
     }
     anchor, unit = (np.repeat(values[:, None], weeks.shape[1], axis=1) for values in (level, scale))
-    return Prepared(base, step, anchor, unit, np.full(len(level), -np.inf), np.full(weeks.shape, LEVEL, dtype=np.int8))
+    unknown, floor = np.full(weeks.shape, np.nan), np.full(len(level), -np.inf)
+    return Prepared(base, step, anchor, unit, unknown, floor, np.full(weeks.shape, LEVEL, dtype=np.int8))

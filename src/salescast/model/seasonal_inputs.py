@@ -92,13 +92,25 @@ def prepare_seasonal(rows: Columns, weeks: NDArray[np.datetime64], calendar: Cal
     days = list_column(rows, "planned__open_days", horizon) if "planned__open_days" in rows else np.float32(1.0)
     days = np.where(_ended(rows)[:, None], np.float32(0.0), days)
     floor = np.where(rows["lowest"] < 0, -np.inf, 0.0)  # below 0 only for series that had returns
-    return Prepared(_base_inputs(rows, parts), step, anchor * days, np.maximum(unit * days, CLOSED), floor, anchor_kind)
+    slow_mean = _slow_mean(parts) * days
+    unit = np.maximum(unit * days, CLOSED)
+    return Prepared(_base_inputs(rows, parts), step, anchor * days, unit, slow_mean, floor, anchor_kind)
 
 
 def _ended(rows: Columns) -> NDArray[np.bool_]:
     """True [n] for series without any sales for ENDED weeks in which they sold a year ago."""
     now, ago = (list_column(rows, f"growth_{year}", len(WINDOWS))[:, PLACE[ENDED]] for year in ("now", "ago"))
     return np.asarray((now == 0) & (ago > 0))
+
+
+def _slow_mean(parts: _Parts) -> Array:
+    """Expected sales [n, H] of series that sell in fewer than half of the weeks, NaN for the others.
+
+    Their mean may lie beyond every quantile that is forecast; it is the mean of half a year and of a year.
+    """
+    slow = (parts.level[52] == 0) & (parts.mean[52] > 0)
+    usual = np.where(slow, (parts.mean[26] + parts.mean[52]) / 2, np.nan)
+    return np.asarray(usual[:, None] * np.broadcast_to(parts.lift, parts.year.shape))
 
 
 def _steady(rows: Columns) -> NDArray[np.bool_]:

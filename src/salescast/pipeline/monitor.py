@@ -18,6 +18,7 @@ from salescast.tracking.mlflow import Point, log_run, mlflow_answers, tracking_u
 from salescast.workdir import Workdir
 
 RUN: Final = "monitor"
+FORECAST_COLUMNS: Final = (*KEYS, "week", "horizon", "forecast", "p10", "p90")
 MEASURES: Final = ("wmape", "bias", "coverage")
 WORSE: Final = 1.5  # default limit, as a multiple of the backtest's WMAPE
 
@@ -79,7 +80,7 @@ def monitor(work: Workdir, raw: Path, forecasts: Sequence[Path], limits: Limits)
         raise UserError(
             f"no forecasts in {work.kept_forecasts}; run `salescast forecast --all` or `salescast run` first"
         )
-    stored = pl.concat([parquet.read(path, "give another --forecasts") for path in paths])
+    stored = pl.concat([parquet.read(path, "give another --forecasts").select(FORECAST_COLUMNS) for path in paths])
     data = dataset.load(raw)
     first, last = stored["week"].min(), data.meta.last_week
     pairs = matched(stored, data.sales.filter(pl.col("week") >= first).collect())

@@ -77,7 +77,7 @@ def _read(workdir: Workdir) -> Results:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run `salescast run` again") from None
     raw = dataset.load(workdir.raw)
-    forecasts = _table(workdir.forecasts, "salescast forecast --all")
+    forecasts = _table(workdir.forecasts, "salescast forecast --all", "forecast")
     if forecasts is not None and forecasts["week"].min() != raw.meta.last_week + timedelta(weeks=1):
         raise UserError(
             f"{workdir.forecasts} does not begin after the last week of the sales, {raw.meta.last_week}; "
@@ -87,12 +87,16 @@ def _read(workdir: Workdir) -> Results:
     return Results(
         raw=raw,
         forecasts=forecasts,
-        backtest=_table(workdir.backtest, "salescast backtest"),
+        backtest=_table(workdir.backtest, "salescast backtest", "yhat"),
         importance=_table(workdir.root / "importance.parquet", "salescast backtest"),
         rejected=pl.read_csv(rejected, infer_schema=False) if rejected.exists() else None,
         run=run,
     )
 
 
-def _table(path: Path, command: str) -> pl.DataFrame | None:
-    return parquet.read(path, f"run `{command}` again") if path.exists() else None
+def _table(path: Path, command: str, median: str | None = None) -> pl.DataFrame | None:
+    """The table of a path, None without one. Forecasts written before they had a mean add up their `median`."""
+    if not path.exists():
+        return None
+    table = parquet.read(path, f"run `{command}` again")
+    return table.with_columns(mean=median) if median and "mean" not in table.columns else table

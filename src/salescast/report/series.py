@@ -59,12 +59,15 @@ def build_series(results: Results) -> SeriesData:
     if results.forecasts is not None:
         only = None if entries["dept_id"].has_nulls() else entries["dept_id"][0]
         ranges = _ranges(results, results.forecasts, only)
-        summed = _sums(results, kept, results.forecasts.lazy(), ["week"], ["forecast"])
-        columns["mid"] = _grid(summed, entries, ahead, "forecast")
+        known = results.forecasts.lazy()
+        summed = _sums(results, kept, known, ["week"], ["forecast", "mean"])
+        columns["mid"] = _grid(summed.with_columns(_point("forecast")), entries, ahead, "forecast")
         columns |= {name: _grid(ranges, entries, ahead, of) for name, of in (("low", "p10"), ("high", "p90"))}
     cutoff, tested = None, []
     if results.own is not None:
-        rows = _sums(results, kept, results.own.lazy(), ["cutoff", "week"], ["y", "yhat"])
+        rows = _sums(results, kept, results.own.lazy(), ["cutoff", "week"], ["y", "yhat", "mean"]).with_columns(
+            _point("yhat")
+        )
         latest = rows.filter(pl.col("cutoff") == pl.col("cutoff").max())
         cutoff, tested = latest["cutoff"].max(), latest["week"].unique().sort().to_list()
         columns["test"] = _grid(latest, entries, tested, "yhat")
@@ -108,6 +111,12 @@ def _sums(
             named = (place.alias("place"), pl.col("dept_id") if dept else pl.lit(None, pl.Int32).alias("dept_id"))
             parts.append(part.group_by(*keys, *by).agg(pl.col(*sums).sum()).select(*named, *by, *sums))
     return pl.concat(pl.collect_all(parts, engine="streaming"))
+
+
+def _point(median: str) -> pl.Expr:
+    """The column `median` of single series, and the sum of means of everything that is a sum."""
+    single = pl.col("place").str.starts_with("s:") & pl.col("dept_id").is_not_null()
+    return pl.when(single).then(median).otherwise("mean").alias(median)
 
 
 def _grid(rows: pl.DataFrame, entries: pl.DataFrame, weeks: Sequence[date], value: str) -> Floats:

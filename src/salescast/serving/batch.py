@@ -36,12 +36,14 @@ def upcoming(workdir: Workdir, pair: tuple[int, int] | None = None) -> pl.DataFr
 
 
 def long_form(model: Bundle, rows: pl.DataFrame, weeks: int | None = None) -> pl.DataFrame:
-    """Forecasts from `rows`, one row a series and week: keys, week, horizon (from 1), forecast, p10 ... p90."""
+    """Forecasts from `rows`, one row a series and week: keys, week, horizon (from 1), forecast, mean, p10 ... p90.
+
+    `forecast` is the median, the single number that is closest to the sales of a week; `mean` is what adds up.
+    """
     predicted = model.predict(rows, weeks)
     quantiles = {level_name(level): predicted.at(level) for level in predicted.levels if level != MEDIAN}
-    return long_frame(rows, predicted.weeks, {"forecast": predicted.at(MEDIAN), **quantiles}).with_columns(
-        pl.col(pl.Float64).fill_nan(None)
-    )
+    values = {"forecast": predicted.at(MEDIAN), "mean": predicted.mean, **quantiles}
+    return long_frame(rows, predicted.weeks, values).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
 def forecast_all(workdir: Workdir, model_dir: Path | None = None) -> pl.DataFrame:

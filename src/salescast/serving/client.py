@@ -68,8 +68,8 @@ class Client:
     ) -> pl.DataFrame:
         """Forecasts of `series`, pairs of store id and department id, in their order.
 
-        Columns: store_id, dept_id, week, horizon (1 = first week), forecast (the median), p10, p90 or the `quantiles`
-        asked for, model_version. `weeks`: None for all that the model forecasts.
+        Columns: store_id, dept_id, week, horizon (1 = first week), forecast (the median), mean, p10, p90 or the
+        `quantiles` asked for, model_version. `weeks`: None for all that the model forecasts.
         Raises ServerError for unknown series, features that are out of date, and a server that does not answer.
         """
         parameters: dict[str, Any] = {"quantiles": list(quantiles)} | ({} if weeks is None else {"horizon": weeks})

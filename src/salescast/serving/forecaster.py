@@ -277,6 +277,7 @@ class _BatchForecast:
         return Answer(
             query=query,
             forecast=self.forecast.at(MEDIAN)[at, : query.horizon],
+            mean=self.forecast.mean[at, : query.horizon],
             bounds={level_name(level): self.forecast.at(level)[at, : query.horizon] for level in query.levels},
             weeks=self.forecast.weeks[at, : query.horizon],
             model_version=self.served.version,

@@ -53,6 +53,7 @@ class Answer:
 
     query: Query
     forecast: NDArray[np.float64]  # [n, H], the median
+    mean: NDArray[np.float64]  # [n, H]
     bounds: dict[str, NDArray[np.float64]]  # p10, p90 ... -> [n, H]
     weeks: NDArray[np.datetime64]  # [n, H]
     model_version: str
@@ -110,6 +111,7 @@ def render_v1(answer: Answer) -> bytes:
             "dept_id": dept,
             "weeks": weeks[number].tolist(),
             "forecast": answer.forecast[number],
+            "mean": answer.mean[number],
             **{name: values[number] for name, values in answer.bounds.items()},
         }
         for number, (store, dept) in enumerate(answer.query.pairs)

@@ -138,7 +138,7 @@ def respond_v2(request: InferRequest, answer: Answer) -> bytes | InferResponse:
 
     Raises RequestError for an unknown output.
     """
-    tensors = {"forecast": answer.forecast, **answer.bounds}
+    tensors = {"forecast": answer.forecast, "mean": answer.mean, **answer.bounds}
     arrays: dict[str, tuple[str, NDArray[Any]]] = {name: ("FP64", values) for name, values in tensors.items()}
     arrays["week"] = ("BYTES", np.datetime_as_string(answer.weeks).astype(object))
     asked = request.request_outputs

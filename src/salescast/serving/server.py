@@ -63,7 +63,7 @@ class ForecastModel(Model):  # type: ignore[misc]  # KServe is untyped
         return [{"name": name, "datatype": "INT64", "shape": [-1]} for name in ("store_id", "dept_id")]
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        kinds = {"forecast": "FP64", "p10": "FP64", "p90": "FP64", "week": "BYTES"}
+        kinds = {"forecast": "FP64", "mean": "FP64", "p10": "FP64", "p90": "FP64", "week": "BYTES"}
         return [{"name": name, "datatype": kind, "shape": [-1, -1]} for name, kind in kinds.items()]
 
     async def predict(

@@ -31,10 +31,8 @@ def frame(seed: int, cutoffs: int, depts: int = 3, horizons: int = 2, common: fl
                     level = 100.0 * (1 + dept) * store
                     noise = common * shared + np.sqrt(1 - common**2) * random.standard_normal()
                     y = level * (1 + 0.1 * noise)
-                    rows.append(
-                        (store, dept, cutoff, h, cutoff + timedelta(weeks=h), y, level, level * 0.9, level * 1.1)
-                    )
-    names = ("store_id", "dept_id", "cutoff", "horizon", "week", "y", "yhat", "p10", "p90")
+                    rows.append((store, dept, cutoff, h, cutoff + timedelta(weeks=h), y, level * 0.8, level))
+    names = ("store_id", "dept_id", "cutoff", "horizon", "week", "y", "yhat", "mean")
     return pl.DataFrame(rows, schema=list(names), orient="row").with_columns(
         pl.col("store_id", "dept_id", "horizon").cast(pl.Int32)
     )
@@ -51,8 +49,8 @@ def test_levels_add_up(seed: int) -> None:
         assert set(by) == {("total", "total"), ("region", "north"), ("region", "south")} | {
             ("store", str(i)) for i in (1, 2, 3, 4)
         }
-        for name in ("yhat", "y"):
-            stores = {i: held.filter(pl.col("store_id") == i)[name].sum() for i in (1, 2, 3, 4)}
+        for name, of in (("yhat", "mean"), ("y", "y")):
+            stores = {i: held.filter(pl.col("store_id") == i)[of].sum() for i in (1, 2, 3, 4)}
             for i, value in stores.items():
                 assert by["store", str(i)][name] == pytest.approx(value)
             assert by["region", "north"][name] == pytest.approx(stores[1] + stores[2])
@@ -110,14 +108,14 @@ def test_conformal_quantile(errors: list[float], share: float) -> None:
 
 def test_a_past_bias_widens_both_sides() -> None:
     """All earlier sums were 5 % too low; the next ones may be too high."""
-    errors = frame(1, 8).with_columns(y=pl.col("yhat") * 1.05)
+    errors = frame(1, 8).with_columns(y=pl.col("mean") * 1.05)
     sums = hierarchy.aggregate(frame(2, 1), errors, STORES)
     for name, factor in (("p10", 0.95), ("p90", 1.05)):
         np.testing.assert_allclose(sums[name], sums["yhat"] * factor)
 
 
 def test_errors_of_zero_forecasts_are_not_used() -> None:
-    silent = frame(1, 4).with_columns(yhat=pl.lit(0.0))
+    silent = frame(1, 4).with_columns(mean=pl.lit(0.0))
     sums = hierarchy.aggregate(frame(2, 1), silent, STORES)
     assert sums["p10"].equals(sums["p90"])
 

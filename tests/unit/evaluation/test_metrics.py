@@ -119,6 +119,8 @@ class Lag1Bundle:
         class Forecast:
             weeks = frame["event_timestamp"].dt.date().to_numpy().astype("datetime64[D]")[:, None]
 
+            mean = frame["lag_1"].to_numpy()[:, None]
+
             def at(self, level: float) -> np.ndarray:
                 return frame["lag_1"].to_numpy()[:, None]
 

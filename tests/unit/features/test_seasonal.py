@@ -706,3 +706,14 @@ def test_a_huge_series_leaves_unit_and_anchor_of_the_others_alone() -> None:
     usual = [100.0 + week % 7 for week in range(130)]
     alone, beside = weekly(usual, small), weekly(usual, small, [9e11 + week for week in range(130)])
     np.testing.assert_allclose(beside.unit[:2], alone.unit, rtol=0.02)
+
+
+def test_the_mean_of_a_slow_mover_is_that_of_its_history() -> None:
+    """One sale of 8 every fifth week: the median is 0, 1.6 a week are to be expected."""
+    slow = [8.0 if week % 5 == 0 else 0.0 for week in range(104)]
+    history = {(1, 1): slow, (1, 2): [10.0 + week % 7 for week in range(104)]}
+    found = built(
+        with_store(seasonal_features(sales_of(history), horizon=H)).filter(pl.col(TIMESTAMP) == pl.col(TIMESTAMP).max())
+    )
+    np.testing.assert_allclose(found.slow_mean[0], 1.6, rtol=0.1)
+    assert np.isnan(found.slow_mean[1]).all()

@@ -59,6 +59,9 @@ def test_forecasts_are_increasing_finite_and_of_the_right_weeks(loaded: Bundle, 
     assert (np.diff(forecast.quantiles, axis=2) > 0).all()
     assert forecast.weeks[0].astype(str).tolist() == ["2024-05-03", "2024-05-10", "2024-05-17", "2024-05-24"]
     assert np.array_equal(forecast.at(0.5), forecast.quantiles[:, :, 4])
+    np.testing.assert_allclose(
+        forecast.mean, 0.3 * forecast.at(0.1) + 0.4 * forecast.at(0.5) + 0.3 * forecast.at(0.9), rtol=1e-9
+    )
 
 
 def test_a_forecast_is_the_calibrated_network_output(loaded: Bundle, upcoming: pl.DataFrame) -> None:

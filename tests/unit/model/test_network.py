@@ -120,7 +120,7 @@ def test_categories_are_encoded_with_unknown_and_missing_as_zero() -> None:
         "region": pa.array(["N", "N", None, "S"], pa.large_string()),
     }
     none = np.empty((4, 0), dtype=np.float32)
-    inputs = Inputs(none, none, (), (), none, none, values, none, none, none)
+    inputs = Inputs(none, none, (), (), none, none, values, none, none, none, none)
     assert scaler().encode(inputs).tolist() == [[2, 3, 5, 6], [1, 3, 0, 6], [0, 3, 4, 0], [1, 0, 0, 0]]
     assert scaler().horizons(2).tolist() == [7, 8]
 

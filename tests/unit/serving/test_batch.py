@@ -42,7 +42,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
 
 def test_every_series_and_week_once(work: Workdir) -> None:
     frame = batch.forecast_all(work, work.models)
-    assert frame.columns[:6] == ["store_id", "dept_id", "week", "horizon", "forecast", "p10"]
+    assert frame.columns[:7] == ["store_id", "dept_id", "week", "horizon", "forecast", "mean", "p10"]
     assert frame.height == 3 * 4 * 4
     assert frame.select("store_id", "dept_id", "horizon").is_unique().all()
     first = dataset.Dataset.read(work.raw).last_week + timedelta(weeks=1)
@@ -54,7 +54,7 @@ def test_every_series_and_week_once(work: Workdir) -> None:
 def test_one_series_equals_its_rows_among_all(work: Workdir) -> None:
     whole = batch.forecast_all(work, work.models).filter(pl.col("store_id") == 2, pl.col("dept_id") == 3).head(3)
     one = batch.forecast_one(work, 2, 3, 3, work.models)
-    assert one.drop("forecast", "^p.*$").equals(whole.drop("forecast", "^p.*$"))
+    assert one.drop("forecast", "mean", "^p.*$").equals(whole.drop("forecast", "mean", "^p.*$"))
     np.testing.assert_allclose(one.select("^p.*$").to_numpy(), whole.select("^p.*$").to_numpy(), rtol=1e-6)
 
 

@@ -137,7 +137,7 @@ def an_answer(n: int = 2, horizon: int = 3) -> Answer:
     grid = np.arange(n * horizon, dtype=float).reshape(n, horizon)
     weeks = np.datetime64("2025-01-31") + 7 * np.arange(horizon) + np.zeros((n, 1), int)
     query = Query([(1, number) for number in range(n)], horizon, (0.1, 0.9))
-    return Answer(query, grid, {"p10": grid - 1, "p90": grid + 1}, weeks, "abc", 1.5)
+    return Answer(query, grid, grid + 0.5, {"p10": grid - 1, "p90": grid + 1}, weeks, "abc", 1.5)
 
 
 def test_a_v1_answer_has_weeks_version_and_age() -> None:
@@ -149,6 +149,7 @@ def test_a_v1_answer_has_weeks_version_and_age() -> None:
                 "dept_id": number,
                 "weeks": ["2025-01-31", "2025-02-07", "2025-02-14"],
                 "forecast": [3.0 * number + h for h in range(3)],
+                "mean": [3.0 * number + h + 0.5 for h in range(3)],
                 "p10": [3.0 * number + h - 1 for h in range(3)],
                 "p90": [3.0 * number + h + 1 for h in range(3)],
             }
@@ -215,7 +216,7 @@ def _plain(response: InferResponse) -> dict[str, Any]:
 def test_a_v2_answer_is_the_same_in_every_encoding(how: Callable[..., dict[str, Any]]) -> None:
     answer = an_answer()
     request = decode_v2(json.dumps(tensors([1, 1], [0, 1], id="7")).encode(), None)
-    grids = {"forecast": answer.forecast, "p10": answer.bounds["p10"], "p90": answer.bounds["p90"]}
+    grids = {"forecast": answer.forecast, "mean": answer.mean, **answer.bounds}
     numbers = [{"name": n, "shape": [2, 3], "datatype": "FP64", "data": g.ravel().tolist()} for n, g in grids.items()]
     weeks = ["2025-01-31", "2025-02-07", "2025-02-14"] * 2
     assert how(request, answer) == {
@@ -233,7 +234,7 @@ def test_only_requested_outputs_are_sent() -> None:
     assert [output["name"] for output in answer["outputs"]] == ["p90"]
     body = tensors([1, 1], [0, 1], outputs=[{"name": "p50"}])
     with pytest.raises(
-        RequestError, match=r"outputs \['p50'\] do not exist; known are \['forecast', 'p10', 'p90', 'week'\]"
+        RequestError, match=r"outputs \['p50'\] do not exist; known are \['forecast', 'mean', 'p10', 'p90', 'week'\]"
     ):
         respond_v2(decode_v2(json.dumps(body).encode(), None), an_answer())
 
