@@ -21,6 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from salescast.data import dataset
+from salescast.data.names import SCHEMA
 from salescast.report.build import build_report, day
 from salescast.workdir import Workdir
 
@@ -390,3 +391,22 @@ def test_every_control_and_chart_has_a_name(page: webdriver.Chrome) -> None:
     )
     assert unnamed == []
     assert page.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
+
+
+def test_stores_and_departments_have_the_retailers_ids(
+    browser: webdriver.Chrome, work: Workdir, tmp_path: Path
+) -> None:
+    named = Workdir(tmp_path / "named")
+    shutil.copytree(work.root, named.root)
+    own = [("store_id", 1, "1"), ("store_id", 2, "München Süd"), ("store_id", 3, "007"), ("store_id", 4, "4")]
+    own += [("dept_id", 1, "Bread & rolls"), ("dept_id", 2, "2"), ("dept_id", 3, "3")]
+    pl.DataFrame(own, schema=SCHEMA, orient="row").write_parquet(named.raw / "names.parquet")
+    browser.get(build_report(named).as_uri())
+    drawn(browser)
+    choose(browser, "münchen bread", "Store München Süd, department Bread & rolls")
+    assert search(browser, "007")[0] == "Store 007, all departments"
+    _, rows = downloaded(browser, "download-all", tmp_path / "saved")
+    assert rows[0][:4] == ["store", "dept", "store_id", "dept_id"]
+    assert ["München Süd", "Bread & rolls", "2", "1"] in [row[:4] for row in rows]
+    cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "table.sortable th[scope=row]")]
+    assert {"München Süd", "007", "Bread & rolls"} <= set(cells)

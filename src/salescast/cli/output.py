@@ -35,6 +35,8 @@ OWN_BAR: Final = ("data", "features", "retrieval", "training", "serving")  # sta
 FIRST_COLUMN: Final = 9  # columns for the name before a path or an address
 TITLES: Final = {"wmape": "WMAPE", "mape": "MAPE", "bias": "bias", "wql": "wQL", "coverage": "cov80"}
 
+FORECAST: Final = ("p10", "forecast", "mean", "p90")  # columns of the table of one series
+
 
 def failure(message: str) -> None:
     """One line on stderr."""
@@ -232,12 +234,12 @@ def scores(rows: "pl.DataFrame", as_json: bool) -> None:
 
 def forecast_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    for column in ("week", "p10", "forecast", "p90"):
+    for column in ("week", *FORECAST):
         table.add_column(column, justify="left" if column == "week" else "right")
     for row in rows:
         table.add_row(
             str(row["week"]),
-            *("-" if row[name] is None else f"{row[name]:,.0f}" for name in ("p10", "forecast", "p90")),
+            *("-" if row[name] is None else f"{row[name]:,.0f}" for name in FORECAST),
         )
     return table
 

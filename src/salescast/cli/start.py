@@ -76,8 +76,8 @@ def up_everything(
 
 def show_forecast(
     workdir: WorkdirOption = None,
-    store: Annotated[int | None, typer.Option(help="Store id.")] = None,
-    dept: Annotated[int, typer.Option(help="Department id; 0 for sales by store only.")] = 0,
+    store: Annotated[str | None, typer.Option(help="Store, by its own id.")] = None,
+    dept: Annotated[str, typer.Option(help="Department, by its own id; 0 for sales by store only.")] = "0",
     weeks: Annotated[
         int | None, typer.Option(min=1, max=52, help="Weeks ahead.", show_default="all that the model forecasts")
     ] = None,

@@ -6,6 +6,7 @@ number when it is first imported, and keeps it: later imports append. `names.par
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Final, Self
 
@@ -75,8 +76,10 @@ class Names:
         text = str(name).strip()
         found = self.of(entity).get(text, int(text) if is_canonical(text) else None)
         if found is None:
-            some = ", ".join(repr(name) for name in sorted(self.of(entity))[:3])
-            form = f"the first ids are {some}" if self.has(entity) else "the ids are whole numbers"
+            near = get_close_matches(text, self.of(entity), cutoff=0.5) or sorted(self.of(entity))[:3]
+            form = (
+                f"near or first ids: {', '.join(map(repr, near))}" if self.has(entity) else "the ids are whole numbers"
+            )
             raise UserError(f"no {ENTITIES[entity]} {text!r} in the data; {form}")
         return found
 
@@ -85,10 +88,13 @@ class Names:
         own = self.table.filter((pl.col("entity") == entity) & (pl.col("id") == id_))["name"]
         return own[0] if own.len() and own[0] != str(id_) else id_
 
+    def others(self, entity: str) -> dict[int, str]:
+        """The names by id that are not the id itself."""
+        return {id_: name for name, id_ in self.of(entity).items() if name != str(id_)}
+
     def has(self, entity: str) -> bool:
         """Whether an id of the entity has another name than its number."""
-        own = self.table.filter(pl.col("entity") == entity)
-        return bool((own["id"].cast(pl.String) != own["name"]).any())
+        return bool(self.others(entity))
 
     def named(self, frame: pl.DataFrame) -> pl.DataFrame:
         """A table with the columns `store` and `dept` in front, as far as these entities have names."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from salescast.data import dataset
+from salescast.data.names import Names
 from salescast.errors import UserError
 from salescast.evaluation import metrics
 from salescast.model import bundle
@@ -69,18 +70,19 @@ class FinishedRun:
         return metrics.scores(self.backtest(), by)
 
     def series(self) -> pl.DataFrame:
-        """store_id and dept_id of every series that can be forecast."""
-        return batch.upcoming(self._work).select("store_id", "dept_id").unique().sort("store_id", "dept_id")
+        """store_id, dept_id of every series that can be forecast, and `store`, `dept`: own ids that are text."""
+        pairs = batch.upcoming(self._work).select("store_id", "dept_id").unique().sort("store_id", "dept_id")
+        return Names.read(self._work.raw).named(pairs)
 
-    def history(self, store: int, dept: int = 0, weeks: int = batch.PAST) -> pl.DataFrame:
+    def history(self, store: str | int, dept: str | int = 0, weeks: int = batch.PAST) -> pl.DataFrame:
         """The last `weeks` weeks of a series: week, weekly_sales (null in gaps)."""
         return batch.history(self._work, store, dept, weeks)
 
-    def forecast(self, store: int | None = None, dept: int = 0, weeks: int | None = None) -> pl.DataFrame:
-        """The coming weeks of one series, or of every series without `store`.
+    def forecast(self, store: str | int | None = None, dept: str | int = 0, weeks: int | None = None) -> pl.DataFrame:
+        """The coming weeks of one series, by the retailer's own ids, or of every series without `store`.
 
-        Columns: store_id, dept_id, week, horizon (1 = first week), forecast, p10 ... p90; null where a series has
-        nothing to start from. `weeks`: None for all that the model forecasts.
+        Columns: store_id, dept_id, week, horizon (1 = first week), forecast (the median), mean, p10 ... p90; null where
+        a series has nothing to start from. `weeks`: None for all that the model forecasts.
         Raises UserError for an unknown series and for more weeks than the model forecasts.
         """
         if store is not None:

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from salescast.data import dataset
+from salescast.data.names import Names
 from salescast.errors import UserError
 from salescast.report.results import Results, RunRecord
 from salescast.report.view import build_view
@@ -35,12 +36,16 @@ def build_report(workdir: Workdir) -> Path:
     A part whose files do not exist is replaced by a sentence that names the command to run. Raises UserError when
     there are no sales, or a file cannot be read.
     """
-    view = build_view(_read(workdir))
+    results = _read(workdir)
+    view = build_view(results)
+    own = {kind: results.names.others(entity) for kind, entity in (("store", "store_id"), ("dept", "dept_id"))}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("salescast.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "default": str, "allow_nan": False}
     environment.filters |= {"number": number, "percent": percent, "day": day, "title_of": title_of}
+    # Filters: an id as the retailer has it.
+    environment.filters |= {kind: lambda id_, names=names: names.get(int(id_), id_) for kind, names in own.items()}
     page = environment.get_template("report.html").generate(vars(view))
     with replace_file(workdir.report) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(page)
@@ -91,6 +96,7 @@ def _read(workdir: Workdir) -> Results:
         importance=_table(workdir.root / "importance.parquet", "salescast backtest"),
         rejected=pl.read_csv(rejected, infer_schema=False) if rejected.exists() else None,
         run=run,
+        names=Names.read(workdir.raw),
     )
 
 

@@ -1,12 +1,13 @@
 """What a work folder holds for the report: the input of every other module of this package."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import TypedDict
 
 import polars as pl
 
 from salescast.data.dataset import Raw
+from salescast.data.names import SCHEMA, Names
 
 
 class RunRecord(TypedDict, total=False):
@@ -32,6 +33,7 @@ class Results:
     importance: pl.DataFrame | None
     rejected: pl.DataFrame | None
     run: RunRecord
+    names: Names = field(default_factory=lambda: Names(pl.DataFrame(schema=SCHEMA)))  # own ids of stores, departments
 
     @property
     def ahead(self) -> list[date]:

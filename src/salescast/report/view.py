@@ -42,6 +42,7 @@ class PageData(TypedDict):
     tested: list[date]
     holidays: dict[str, str]
     places: list[str]
+    names: dict[str, dict[int, str]]  # "store", "dept" -> own ids that are not the number, by number
     facts: dict[str, str]  # by place: words that the search looks in, such as region and type of a store
     place: list[int]  # by entry: index into `places`
     dept: list[int | None]
@@ -127,6 +128,11 @@ def _page_data(
         "tested": series.tested,
         "holidays": series.holidays,
         "places": places,
+        "names": {
+            kind: other
+            for kind, entity in (("store", "store_id"), ("dept", "dept_id"))
+            if (other := results.names.others(entity))
+        },
         "facts": {place: words for place, words in facts.items() if words and place in index},
         "place": [index[place] for place in names],
         "dept": series.entries["dept_id"].to_list(),

@@ -7,6 +7,7 @@ import polars as pl
 
 from salescast import schema
 from salescast.data import tables
+from salescast.data.names import Names
 from salescast.errors import UserError
 from salescast.evaluation.forecast_frames import long_frame
 from salescast.model import bundle
@@ -58,39 +59,58 @@ def forecast_all(workdir: Workdir, model_dir: Path | None = None) -> pl.DataFram
 def write_all(workdir: Workdir, out: Path, model_dir: Path | None = None) -> int:
     """Write `forecast_all` to a file, whose name selects the format (`tables.write`); returns the number of rows.
 
-    The workdir's own forecasts are also kept under their first week, for `salescast monitor`.
+    Ids that are not numbers are in the columns `store` and `dept` in front. The workdir's own forecasts have numbers
+    only, and are also kept under their first week, for `salescast monitor`.
     """
     tables.check_target(out)
     frame = forecast_all(workdir, model_dir)
     if out == workdir.forecasts:
         parquet.write(frame, workdir.kept_forecasts / f"{frame['week'].min()!s}.parquet")
+    else:
+        frame = Names.read(workdir.raw).named(frame)
     tables.write(frame, out)
     return frame.height
 
 
+def pair_of(workdir: Workdir, store: str | int, dept: str | int) -> tuple[int, int]:
+    """store_id and dept_id of a series by the retailer's own ids. Raises UserError naming an id that is not known."""
+    names = Names.read(workdir.raw)
+    return names.id_of("store_id", store), names.id_of("dept_id", dept)
+
+
 def forecast_one(
-    workdir: Workdir, store: int, dept: int, weeks: int | None, model_dir: Path | None = None
+    workdir: Workdir, store: str | int, dept: str | int, weeks: int | None, model_dir: Path | None = None
 ) -> pl.DataFrame:
-    """`long_form` of the next `weeks` weeks of one series (None: the model's horizon).
+    """`long_form` of the next `weeks` weeks of one series (None: the model's horizon), by the retailer's own ids.
 
     Raises UserError for an unknown series and for too many weeks.
     """
     model = bundle.load(champion.bundle_folder(workdir, model_dir))
-    rows = upcoming(workdir, (store, dept))
+    pair = pair_of(workdir, store, dept)
+    rows = upcoming(workdir, pair)
     if rows.is_empty():
-        known = pl.read_parquet(workdir.data / f"{schema.STORE_VIEW}.parquet", columns=list(KEYS))
-        depts = known.filter(pl.col(KEYS[0]) == store)[KEYS[1]].unique().sort().to_list()
-        stores = known[KEYS[0]].unique().sort()
-        hint = f"its departments are {depts}" if depts else f"stores are {stores.item(0)} to {stores.item(-1)}"
-        raise UserError(f"no sales of store {store}, department {dept}; {hint}")
+        raise UserError(f"no sales of store {store}, department {dept}; {_known_series(workdir, pair[0])}")
     return long_form(model, rows, weeks)
 
 
-def history(workdir: Workdir, store: int, dept: int, weeks: int = PAST) -> pl.DataFrame:
-    """The last `weeks` weeks of a series: week, weekly_sales (null in gaps)."""
+def _known_series(workdir: Workdir, store: int) -> str:
+    """The departments of a store, or the stores, by the retailer's own ids."""
+    names = Names.read(workdir.raw)
+    known = pl.read_parquet(workdir.data / f"{schema.STORE_VIEW}.parquet", columns=list(KEYS))
+    depts = known.filter(pl.col(KEYS[0]) == store)[KEYS[1]].unique().sort()
+    if len(depts):
+        return f"its departments are {', '.join(str(names.name_of('dept_id', dept)) for dept in depts)}"
+    stores = known[KEYS[0]].unique().sort()
+    first, last = (names.name_of("store_id", stores.item(at)) for at in (0, -1))
+    return f"stores are {first} to {last}"
+
+
+def history(workdir: Workdir, store: str | int, dept: str | int, weeks: int = PAST) -> pl.DataFrame:
+    """The last `weeks` weeks of a series, by the retailer's own ids: week, weekly_sales (null in gaps)."""
+    pair = pair_of(workdir, store, dept)
     return (
         pl.scan_parquet(workdir.data / f"{schema.SALES_VIEW}.parquet")
-        .filter(pl.col(KEYS[0]) == store, pl.col(KEYS[1]) == dept)
+        .filter(*(pl.col(key) == value for key, value in zip(KEYS, pair, strict=True)))
         .select(pl.col(TIMESTAMP).dt.date().alias("week"), LABEL)
         .sort("week")
         .collect()

@@ -12,6 +12,7 @@ import pytest
 
 from salescast import schema
 from salescast.data import dataset, tables
+from salescast.data.names import SCHEMA
 from salescast.errors import UserError
 from salescast.features.build import build_features
 from salescast.model.config import TrainConfig
@@ -72,6 +73,27 @@ def test_every_file_format_holds_the_forecasts(work: Workdir, tmp_path: Path) ->
     np.testing.assert_allclose(np.array(cells, dtype=float), numbers.to_numpy())
 
 
+def test_series_and_exports_have_the_retailers_ids(work: Workdir, tmp_path: Path) -> None:
+    named = Workdir(tmp_path / "named")
+    shutil.copytree(work.root, named.root)
+    own = [("store_id", 1, "1"), ("store_id", 2, "München Süd"), ("store_id", 3, "007")]
+    own += [("dept_id", dept, str(dept) if dept > 1 else "Brot") for dept in range(1, 5)]
+    pl.DataFrame(own, schema=SCHEMA, orient="row").write_parquet(named.raw / "names.parquet")
+    one = batch.forecast_one(named, "München Süd", "Brot", 3, named.models)
+    assert one.equals(batch.forecast_one(work, 2, 1, 3, work.models))
+    assert batch.history(named, "007", 2).equals(batch.history(work, 3, 2))
+    with pytest.raises(UserError, match="no store 'Munchen Sud' in the data; near or first ids: 'München Süd'"):
+        batch.forecast_one(named, "Munchen Sud", "Brot", 3, named.models)
+    with pytest.raises(UserError, match="department 9; its departments are Brot, 2, 3, 4"):
+        batch.forecast_one(named, "007", 9, 3, named.models)
+    batch.write_all(named, tmp_path / "all.csv", named.models)
+    table = pl.read_csv(tmp_path / "all.csv", schema_overrides={"store": pl.String, "dept": pl.String})
+    assert table.columns[:4] == ["store", "dept", "store_id", "dept_id"]
+    assert set(table.select("store", "store_id").unique().rows()) == {("1", 1), ("München Süd", 2), ("007", 3)}
+    assert batch.write_all(named, named.forecasts, named.models) == 48
+    assert "store" not in pl.read_parquet(named.forecasts).columns  # `salescast monitor` compares numbers
+
+
 def test_an_unknown_file_format_is_refused_before_any_work(work: Workdir, tmp_path: Path) -> None:
     for name in ("all", "all.xls", "all.json"):
         with pytest.raises(
@@ -82,7 +104,7 @@ def test_an_unknown_file_format_is_refused_before_any_work(work: Workdir, tmp_pa
 
 
 def test_errors_name_what_cannot_be_forecast(work: Workdir, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no sales of store 2, department 9; its departments are \[1, 2, 3, 4\]"):
+    with pytest.raises(UserError, match=r"no sales of store 2, department 9; its departments are 1, 2, 3, 4"):
         batch.forecast_one(work, 2, 9, 2, work.models)
     with pytest.raises(UserError, match="no sales of store 9, department 1; stores are 1 to 3"):
         batch.forecast_one(work, 9, 1, 2, work.models)

@@ -65,10 +65,11 @@
   data.place.forEach((place, i) => entries.set(keyOf(data.places[place], data.dept[i]), i));
   const single = !data.dept.includes(null);
   const placeOf = (entry) => data.places[data.place[entry]];
+  const own = (kind, id) => data.names[kind]?.[id] ?? id; // the retailer's id
   const placeName = (place) =>
-    place === "*" ? "All stores" : place.startsWith("r:") ? `Region ${place.slice(2)}` : `Store ${place.slice(2)}`;
+    place === "*" ? "All stores" : place.startsWith("r:") ? `Region ${place.slice(2)}` : `Store ${own("store", place.slice(2))}`;
   const nameOf = (entry) => placeName(placeOf(entry)) +
-    (single ? "" : data.dept[entry] === null ? ", all departments" : `, department ${data.dept[entry]}`);
+    (single ? "" : data.dept[entry] === null ? ", all departments" : `, department ${own("dept", data.dept[entry])}`);
   let picked = null; // the entry, with its rows
 
   const load = (entry) => {
@@ -273,8 +274,8 @@
   const compare = (id, asked) => id === asked ? 0 : id.startsWith(asked) ? 1 : NaN;
   const score = (entry, asked) => {
     const place = placeOf(entry);
-    const store = place[0] === "s" ? place.slice(2) : "";
-    const dept = String(data.dept[entry] ?? "");
+    const store = place[0] === "s" ? own("store", place.slice(2)).toLowerCase() : "";
+    const dept = String(data.dept[entry] === null ? "" : own("dept", data.dept[entry])).toLowerCase();
     let points = 0;
     if (asked.store !== null) points += 2 * compare(store, asked.store);
     if (asked.dept !== null) points += single ? NaN : compare(dept, asked.dept);
@@ -283,7 +284,7 @@
       points += found.length ? Math.min(...found) : NaN;
     }
     if (asked.words.length && !Number.isNaN(points)) {
-      const facts = `${placeName(place)} ${data.facts[place] ?? ""}`.toLowerCase().match(/[\p{L}\p{N}]+/gu);
+      const facts = `${placeName(place)} ${dept} ${data.facts[place] ?? ""}`.toLowerCase().match(/[\p{L}\p{N}]+/gu);
       for (const word of asked.words) points += Math.min(...facts.map((fact) => fact.startsWith(word) ? compare(fact, word) : Infinity));
     }
     return points;
@@ -386,13 +387,16 @@
   };
   const saveAll = async () => {
     await Promise.all(data.parts.map((_, part) => unpacked(part)));
-    const lines = [["store_id", "dept_id", "week", "low", "forecast", "high"]];
+    const named = ["store", "dept"].filter((kind) => data.names[kind]);
+    const lines = [[...named, "store_id", "dept_id", "week", "low", "forecast", "high"]];
     (order ??= sorted()).forEach((entry) => {
       const store = placeOf(entry);
       if (store[0] !== "s" || data.dept[entry] === null) return;
       const [low, mid, high] = ["low", "mid", "high"].map((name) => row(name, entry));
+      const ids = { store: store.slice(2), dept: data.dept[entry] };
+      const names = named.map((kind) => own(kind, ids[kind]));
       data.ahead.forEach((week, i) => {
-        if (!missing(mid[i])) lines.push([store.slice(2), data.dept[entry], week, low[i], mid[i], high[i]]);
+        if (!missing(mid[i])) lines.push([...names, ids.store, ids.dept, week, low[i], mid[i], high[i]]);
       });
     });
     save("forecasts.csv", "\ufeff", text(lines, ","));
