@@ -19,6 +19,7 @@ FILE: Final = "names.parquet"
 SALES: Final = "sales.parquet"
 ENTITIES: Final = {"store_id": "store", "dept_id": "department"}
 SCHEMA: Final[dict[str, pl.DataType]] = {"entity": pl.String(), "id": pl.Int32(), "name": pl.String()}
+STRAY: Final = 5  # ids that may be mistakes among numbers
 _WHOLE: Final = r"^([+-]?\d+)(?:\.0*)?$"
 _LARGEST: Final = 2**31 - 1
 
@@ -138,9 +139,12 @@ def own_ids(texts: pl.Series) -> pl.Series:
 def are_numbers(parts: Iterable[pl.Series]) -> bool:
     """Whether ids are numbers, a stray text among them being a mistake, and not text.
 
-    They are text when most of them are, or when numbers would lose digits: leading zeros, more than 32 bits.
+    They are text when many of them are (half, or a tenth and more than STRAY), or when numbers would lose digits:
+    leading zeros, more than 32 bits.
     """
     values = pl.concat([part.drop_nulls() for part in parts]).unique()
     digits = values.str.contains(r"^-?\d+$")
     padded = values.str.contains(r"^0\d") | (values.filter(digits).str.len_chars() > 10).any()
-    return not bool(padded.any()) and 2 * int(digits.sum()) > values.len()
+    texts = values.len() - int(digits.sum())
+    many = 2 * texts >= values.len() or (texts > STRAY and 10 * texts >= values.len())
+    return not bool(padded.any()) and not many
