@@ -287,8 +287,8 @@ def next_steps(result: "RunSummary", work: "Workdir") -> dict[str, str]:
     chosen = ["--workdir", str(work.root)] if work.root != Path("shared").resolve() else []
     if not result.served.startswith("the champion"):
         chosen += ["--model-dir", str(work.models)]
-    first = result.answers[0] if result.answers else {"store_id": "1", "dept_id": "1"}
-    series = ["--store", str(first["store_id"]), "--dept", str(first["dept_id"])]
+    first = result.answers[0] if result.answers else {"store": "1", "dept": "1"}
+    series = ["--store", str(first["store"]), "--dept", str(first["dept"])]
     history = "SALESCAST_MAX_FEATURE_AGE_DAYS=inf " if _too_old_to_serve(result) else ""
     return {
         "forecast": shlex.join(["salescast", "forecast", *series, "--draw", *chosen]),
@@ -311,7 +311,7 @@ def answer_table(answers: Sequence[dict[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=f"answer of the forecast server, {took} ms", title_justify="left")
     table.add_column("week")
     for answer in answers:
-        table.add_column(f"store {answer['store_id']}, dept {answer['dept_id']}", justify="right")
+        table.add_column(f"store {answer['store']}, dept {answer['dept']}", justify="right")
     for week, *cells in zip(answers[0]["weeks"], *(_cells(answer) for answer in answers), strict=True):
         table.add_row(week, *cells)
     return table

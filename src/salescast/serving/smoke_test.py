@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import polars as pl
 
+from salescast.data.names import Names
 from salescast.errors import UserError
 from salescast.runtime import parquet, processes
 from salescast.runtime.processes import Service, free_port
@@ -55,7 +56,7 @@ def by_hand(work: Workdir, model_dir: Path | None) -> str:
 
 
 def ask(work: Workdir, model_dir: Path | None = None) -> list[dict[str, Any]]:
-    """The server's answers for the few largest series, with the milliseconds that the request took.
+    """The server's answers for the few largest series, with the retailer's ids and the milliseconds of the request.
 
     Raises NotReadyError when the server does not become ready or does not answer, and UserError when an answer differs
     from the offline forecast in `work.forecasts`.
@@ -82,4 +83,13 @@ def ask(work: Workdir, model_dir: Path | None = None) -> list[dict[str, Any]]:
         expected = offline.filter(*(pl.col(key) == value for key, value in keys.items())).sort("horizon")["forecast"]
         if not np.allclose(answer["forecast"], expected.to_numpy(), rtol=TOLERANCE, atol=TOLERANCE):
             raise UserError(f"the server's forecast of {keys} is not the offline forecast; materialize again")
-    return [{**answer, "milliseconds": round(milliseconds, 1)} for answer in answers]
+    names = Names.read(work.raw)
+    return [
+        {
+            "store": names.name_of("store_id", answer["store_id"]),
+            "dept": names.name_of("dept_id", answer["dept_id"]),
+            **answer,
+            "milliseconds": round(milliseconds, 1),
+        }
+        for answer in answers
+    ]
