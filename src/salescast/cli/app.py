@@ -63,8 +63,9 @@ class Group(TyperGroup):
 
 
 app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-data_app = typer.Typer(cls=Group, no_args_is_help=True, help="Make demo data, or import your own.")
+data_app = typer.Typer(cls=Group, no_args_is_help=True, help="Make demo data, or check and import your own.")
 data_app.command("generate", cls=Command)(data.data_generate)
+data_app.command("check", cls=Command)(data.data_check)
 data_app.command("import", cls=Command)(data.data_import)
 app.add_typer(data_app, name="data", rich_help_panel=DATA)
 for _name, _panel, _function in COMMANDS:

@@ -1,5 +1,7 @@
-"""Commands that write a dataset folder: generate, import."""
+"""Commands on files of sales: generate, import, check."""
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -42,3 +44,21 @@ def data_import(
 
     report = ingest.import_sales(sales, options.features, options.stores, out, **options.keywords())
     output.import_report(report, out, as_json)
+
+
+@with_import_options
+def data_check(
+    sales: Annotated[Path, typer.Option(help=f"{SALES_HELP}.")],
+    options: ImportOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Read files of sales as an import does, and say what it would do. No dataset is written.
+
+    Example: `salescast data check --sales train.csv --features features.csv --stores stores.csv`
+    """
+    from salescast.data import ingest
+
+    folder = Path(tempfile.mkdtemp(prefix="salescast-check-"))  # stays when rows are refused: it has their list
+    report = ingest.import_sales(sales, options.features, options.stores, folder, **options.keywords())
+    shutil.rmtree(folder)
+    output.import_report(report, None, as_json)

@@ -106,7 +106,7 @@ def pairs(title: str, rows: Sequence[tuple[str, object]]) -> Panel:
     return Panel(table, title=title, title_align="left", box=box.ROUNDED, expand=False)
 
 
-def dataset(meta: "Dataset", out: Path, as_json: bool) -> None:
+def dataset(meta: "Dataset", out: Path | None, as_json: bool) -> None:
     rows: list[tuple[str, object]] = [
         ("rows", f"{meta.rows:,}"),
         ("series", f"{meta.series:,} in {meta.stores:,} stores"),
@@ -115,16 +115,19 @@ def dataset(meta: "Dataset", out: Path, as_json: bool) -> None:
     if meta.noise_floor_mape is not None:
         rows.append(("best possible MAPE", f"{meta.noise_floor_mape:.2%} (the noise of the generator)"))
     as_json_or(asdict(meta), as_json, pairs("dataset", rows))
-    if not as_json:
+    if out and not as_json:
         lines({"folder": out})
 
 
-def import_report(report: "ImportReport", out: Path, as_json: bool) -> None:
+def import_report(report: "ImportReport", out: Path | None, as_json: bool) -> None:
+    """What became of the rows of the files; `out`: the folder that was written, None when the files were only read."""
     from salescast.data.import_report import reasons
 
-    dataset(report.dataset, out, as_json)
     if as_json:
+        values = asdict(report) | {"rejected": reasons(report.rejected).to_dicts()}
+        console.print_json(json.dumps(values.pop("dataset") | {"report": values}, default=str))
         return
+    dataset(report.dataset, out, as_json)
     for file in report.files:
         parts = {
             "plan": file.plan_rows,
@@ -144,6 +147,11 @@ def import_report(report: "ImportReport", out: Path, as_json: bool) -> None:
         done(decision)
     for sentence in report.warnings:
         warning(sentence)
+    kinds = report.kinds
+    done(
+        f"series: {kinds.regular:,} regular, {kinds.slow:,} slow (no sale in half of their weeks), "
+        f"{kinds.young:,} younger than a year, {kinds.ended:,} ended"
+    )
     done(f"negative sales kept: {report.negative:,}; gaps inside series: {report.gaps:,} weeks")
     if report.opening is not None:
         opening = report.opening

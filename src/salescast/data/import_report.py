@@ -1,11 +1,14 @@
 """What an import did with the rows of its files."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import polars as pl
 
 from salescast.data.dataset import Dataset
-from salescast.schema import KEYS, LABEL
+from salescast.schema import KEYS, LABEL, SEASON
+
+QUIET: Final = 13  # weeks without a sale after which a series has ended
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class OpeningDays:
 
 
 @dataclass(frozen=True)
+class SeriesKinds:
+    """How many series are of which kind; a series counts once, as the first of these that it is."""
+
+    ended: int  # without a sale in the last QUIET weeks
+    young: int  # whose first week is less than a year before the last one
+    slow: int  # without a sale in half of their weeks or more
+    regular: int
+
+
+@dataclass(frozen=True)
 class ImportReport:
     """The dataset that was written, and counts of what was notable in the files.
 
@@ -58,9 +71,29 @@ class ImportReport:
     negative: int
     gaps: int
     empty_weeks: int
+    kinds: SeriesKinds
     opening: OpeningDays | None = None
     decisions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+def series_kinds(sales: pl.DataFrame) -> SeriesKinds:
+    """The kinds of the series of `sales` (RAW_SALES)."""
+    last = pl.col("week").max()
+    sold = pl.col(LABEL) > 0
+    newest = sales["week"].max()
+    weeks = (last - pl.col("week").min()).dt.total_days() // 7 + 1
+    since = pl.lit(newest) - pl.duration(weeks=QUIET)
+    series = sales.group_by(KEYS).agg(
+        ended=~(sold & (pl.col("week") > since)).any(),
+        young=pl.col("week").min() > pl.lit(newest) - pl.duration(weeks=SEASON),
+        slow=2 * sold.sum() <= weeks,
+    )
+    kind = (
+        pl.when("ended").then(pl.lit("ended")).when("young").then(pl.lit("young")).when("slow").then(pl.lit("slow"))
+    ).otherwise(pl.lit("regular"))
+    counts = dict(series.group_by(kind.alias("kind")).len().iter_rows())
+    return SeriesKinds(**{name: counts.get(name, 0) for name in ("ended", "young", "slow", "regular")})
 
 
 def opening_days(sales: pl.LazyFrame, plan: pl.LazyFrame, column: str) -> OpeningDays:

@@ -25,7 +25,7 @@ from salescast.data.dataset import (
 )
 from salescast.data.files import read_tables, unpivoted
 from salescast.data.findings import findings
-from salescast.data.import_report import ImportReport, opening_days, reasons
+from salescast.data.import_report import ImportReport, opening_days, reasons, series_kinds
 from salescast.data.names import FILE as NAMES
 from salescast.data.names import SCHEMA as NAMES_SCHEMA
 from salescast.data.names import Names
@@ -115,6 +115,7 @@ def _import(records: Records, source: str, country: str, gaps: str, rejected: pl
         negative=int((table[LABEL] < 0).sum()),
         gaps=_span(table, KEYS) - table.height,
         empty_weeks=_span(table, ()) - table["week"].n_unique(),
+        kinds=series_kinds(table),
         opening=None if plan is None or column is None else opening_days(table.lazy(), plan.lazy(), column),
         decisions=tuple(records.decisions),
         warnings=tuple(findings(table, records.names, date.today())),
