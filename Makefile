@@ -47,7 +47,7 @@ bench-retrieval: setup  ## point-in-time joins: feast_asof beside Feast's own st
 	$(BIN)/python benchmarks/retrieval.py --write
 
 bench-accuracy: setup  ## backtest on real data beside the best known methods
-	$(BIN)/python benchmarks/accuracy.py --write docs/bench/accuracy.md
+	$(BIN)/python benchmarks/accuracy.py --kinds ../shared/cases/series --write docs/bench/accuracy.md
 
 bench-accuracy-once: setup  ## the same from four origins not looked at before, and 39 weeks ahead
 	$(BIN)/python benchmarks/accuracy.py --sets walmart --origins 2011-12-16,2012-03-16,2012-06-15,2012-08-31 --base --with lightgbm,mstl,svd --write docs/bench/accuracy-other-origins.md

@@ -20,6 +20,7 @@ import polars as pl
 
 os.environ.setdefault("MLFLOW_TRACKING_URI", "off")
 
+import kinds
 from sets import SETS, Set
 
 from salescast import retail_calendar
@@ -47,6 +48,7 @@ def arguments() -> argparse.Namespace:
         "--with", dest="references", default="", help=f"reference models: {','.join(reference_models.PACKAGES)}"
     )
     parser.add_argument("--base", action="store_true", help="also with the published features")
+    parser.add_argument("--kinds", type=Path, help="folder of small files with many kinds of series, see kinds.py")
     parser.add_argument("--keep", type=Path, help="folder for the forecasts of each set")
     parser.add_argument("--write", type=Path, help="page to write, in Markdown")
     return parser.parse_args()
@@ -206,6 +208,9 @@ def main() -> None:
         f"horizon {options.horizon}."
     )
     lines = report(results, facts)
+    if options.kinds:
+        small = TrainConfig(horizon=options.horizon)
+        lines += kinds_page([kinds.scored(case, small) for case in sorted(options.kinds.iterdir()) if case.is_dir()])
     print(lines)
     if options.write:
         with replace_file(options.write) as path:
@@ -291,6 +296,17 @@ def report(results: dict[str, Result], facts: str) -> str:
             table(result.groups, digits),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def kinds_page(cases: list[pl.DataFrame]) -> str:
+    digits = {"wmape": 1, "cov80": 2, "bias": 1, "total": 1}
+    parts = [
+        "## Kinds of series",
+        "Small made-up files, by kind of series, trained with the default settings. WMAPE, bias of the medians and of "
+        "the sum of means in %; `below`: ranges that begin below 0 although nothing was ever returned.",
+        table(pl.concat(cases), digits),
+    ]
+    return "\n" + "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

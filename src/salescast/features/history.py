@@ -22,9 +22,6 @@ WEEK: Final = np.timedelta64(7, "D")
 RANK = 8  # of the reconstruction; departments with no more series than this are not reconstructed
 TRACK = 8  # weeks over which the recent error of the seasonal naive forecast is measured
 SPAN = SEASON + TRACK  # weeks before a base week that are reconstructed
-ODD, CAP = 5.0, 2.0  # times the largest value of a year: what is taken for a mistake, and what it becomes
-ENOUGH = 13  # known weeks before a value can be odd
-SEVERAL, SHARE = 3, 0.25  # series, and their share, that make a season of an odd week
 BLOCK = 32  # base weeks computed at a time
 SERIES_BLOCK = 1000  # series computed at a time
 
@@ -79,6 +76,12 @@ def mean(values: Floats) -> Floats:
     return ratio(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1).astype(np.float64))
 
 
+def at(values: Floats, row: Ints, week: Ints) -> Floats:
+    """values[row, week] for week [m, K]; NaN outside the history."""
+    inside = (week >= 0) & (week < values.shape[1])
+    return np.where(inside, values[row[:, None], np.where(inside, week, 0)], np.nan)
+
+
 def window_mean(values: Floats, weeks: int) -> Floats:
     """Mean of the observations of the last `weeks` weeks; NaN where there are none."""
     seen = np.isfinite(values).astype(np.float64)
@@ -116,23 +119,6 @@ def window_max(values: Floats, weeks: int) -> Floats:
     for back in range(1, min(weeks, values.shape[1]) + 1):
         out[:, back:] = np.fmax(out[:, back:], values[:, : values.shape[1] + 1 - back])
     return out
-
-
-def without_mistakes(values: Floats, groups: Ints) -> Floats:
-    """The histories with values that are most likely mistyped, or happen once, bounded: other weeks come from them.
-
-    Such a value is more than ODD times the largest of the year before it, in a series that usually sells. It becomes
-    CAP times that. A week in which a good part of the group, or of all series, leaves its range is a season.
-    """
-    peak, usual = window_max(values, SEASON)[:, :-1], window_median(values, SEASON)[:, :-1]
-    seen = window_sums(cumulative_sums(np.isfinite(values).astype(np.float64)), SEASON)[:, :-1]
-    known = np.isfinite(values) & (seen >= ENOUGH) & (usual > 0)
-    over = np.divide(values, peak, out=np.zeros_like(values), where=known & (peak > 0))
-    odd = over > ODD
-    for group in (groups, np.zeros_like(groups)):
-        high, all_known = (group_sums(part.astype(np.float64), group) for part in (over > CAP, known))
-        odd &= ~((high >= SEVERAL) & (high >= SHARE * all_known))[group]
-    return np.where(odd, CAP * peak, values)
 
 
 def paired(values: Floats) -> tuple[Floats, Floats]:

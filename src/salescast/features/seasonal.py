@@ -5,7 +5,6 @@ reconstructions for every base week. `rows` computes the rows of some series, so
 into memory. Time and memory are linear in the number of series.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from salescast.features.history import (
     Denoised,
     Floats,
     Ints,
+    at,
     cumulative_sums,
     denoise,
     dense,
@@ -33,8 +33,9 @@ from salescast.features.history import (
     window_mean,
     window_median,
     window_sums,
-    without_mistakes,
 )
+from salescast.features.outliers import bounded, without_mistakes
+from salescast.features.persistence import persistence, pooled_slope, shifted
 from salescast.features.plan_effects import effects, log_factor, terms
 from salescast.features.planned import PlanVersions, log_ratio, plan_versions, prices, usual_open_days, usual_prices
 from salescast.schema import KEYS, SEASON, SEASONAL_FEATURES, TIMESTAMP, TIMESTAMP_TYPE, WINDOWS
@@ -51,11 +52,6 @@ THIS_YEAR = (
     "persistence", "dept_persistence", "total_persistence",
 )  # fmt: skip
 GROWTH_WINDOW = 13  # weeks over which last year is compared with the year before it
-LARGEST = 100.0  # times the median series: what one series may add to the total
-SHIFTS = (4, 8, 13)  # weeks since a shift of the level
-SHIFT_SPAN, SHIFT_KNOWN = 26, 8  # weeks in which it is looked for, and known weeks that it is seen against
-SMOOTHED, NOISIER = 2, 1.5  # weeks that are averaged, and how much noisier single ones are (they are correlated)
-USUAL_SLOPE, PAIRS, LARGEST_SPREAD = 0.5, 26.0, 4.0  # of the persistence, see there
 EFFECT_WINDOW = 13  # recent weeks that a planned input is compared with
 
 
@@ -86,6 +82,7 @@ class Panel:
     store_sales: Floats
     total_sales: Floats  # [1, T], of bounded series
     growth: dict[str, tuple[Floats, Floats]]  # own, dept, store, total -> paired sales of both years
+    slope: Floats  # [T + 1]: how much of last year comes back in all series together
     denoised: Denoised
     planned: Planned | None
 
@@ -120,24 +117,16 @@ def prepare(
         store=store,
         dept_sales=group_sums(matrix, dept),
         store_sales=group_sums(matrix, store),
-        total_sales=group_sums(_bounded(matrix), total),
+        total_sales=group_sums(bounded(matrix), total),
         growth={"": (now, ago)}
         | {
             name: (group_sums(now, groups), group_sums(ago, groups))
             for name, groups in (("dept_", dept), ("store_", store), ("total_", total))
         },
+        slope=pooled_slope(now, ago),
         denoised=denoise(matrix, dept, horizon),
         planned=planned,
     )
-
-
-def _bounded(sales: Floats) -> Floats:
-    """Sales [n, T], of series larger than LARGEST times the median one brought down to that: no series is the total."""
-    scale = window_mean(np.abs(sales), SEASON)[:, 1:]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # weeks without any sales
-        largest = LARGEST * np.nanmedian(np.where(scale > 0, scale, np.nan), axis=0)
-    return np.where(scale > largest, sales * ratio(np.broadcast_to(largest, scale.shape), scale), sales)
 
 
 def _planned(
@@ -201,33 +190,34 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
     year_before, a_year_ago = around - SEASON, np.maximum(base - SEASON, 0)
     around[around >= base[:, None]] = -1  # with a horizon of 52 weeks it includes the base week, which is not known
     sales, dept, store, total = panel.sales[chosen], panel.dept[row], panel.store[row], np.zeros_like(row)
+    now, ago = panel.growth[""]
     columns: dict[str, Floats] = {
         "scale": window_mean(np.abs(sales), SEASON)[local, base],
         "deviation": window_deviation(sales, SEASON)[local, base],
         "market_level": _market(panel)[base],
         "lowest": _lowest(sales)[local, base],
-        "recent": _at(sales, local, base[:, None] - np.arange(1, 5)),
+        "recent": at(sales, local, base[:, None] - np.arange(1, 5)),
         "level": _windows(sales, local, base),
         "level_median": np.stack([window_median(sales, weeks)[local, base] for weeks in WINDOWS], axis=1),
-        "last_year": _at(sales, local, around),
+        "last_year": at(sales, local, around),
         "denoised_last_year": panel.denoised.around[row, base],
         "denoised_year_before": np.where(
             base[:, None] >= SEASON, panel.denoised.around[row, a_year_ago], np.float32(np.nan)
         ),
         "denoise_error": panel.denoised.error[row, base],
-        "dept_last_year": _at(panel.dept_sales, dept, around),
-        "dept_year_before": _at(panel.dept_sales, dept, year_before),
+        "dept_last_year": at(panel.dept_sales, dept, around),
+        "dept_year_before": at(panel.dept_sales, dept, year_before),
         "dept_before": _windows(panel.dept_sales, dept, base - SEASON),
-        "store_last_year": _at(panel.store_sales, store, around),
-        "store_year_before": _at(panel.store_sales, store, year_before),
+        "store_last_year": at(panel.store_sales, store, around),
+        "store_year_before": at(panel.store_sales, store, year_before),
         "store_before": _windows(panel.store_sales, store, base - SEASON),
-        "shifted": _shifted(sales, local, base),
-        "total_last_year": _at(panel.total_sales, total, around),
-        "total_year_before": _at(panel.total_sales, total, year_before),
+        "shifted": shifted(sales, local, base),
+        "total_last_year": at(panel.total_sales, total, around),
+        "total_year_before": at(panel.total_sales, total, year_before),
         "total_before": _windows(panel.total_sales, total, base - SEASON),
-        "persistence": _persistence(*(pairs[chosen] for pairs in panel.growth[""]))[local, base],
-        "dept_persistence": _persistence(*panel.growth["dept_"])[dept, base],
-        "total_persistence": _persistence(*paired(panel.total_sales))[total, base],
+        "persistence": persistence(now[chosen], ago[chosen], panel.slope)[local, base],
+        "dept_persistence": _group_persistence(*panel.growth["dept_"])[dept, base],
+        "total_persistence": _group_persistence(*paired(panel.total_sales))[total, base],
     }
     groups = {"": local, "dept_": dept, "store_": store, "total_": total}
     two_years = base >= 2 * SEASON + GROWTH_WINDOW
@@ -260,32 +250,10 @@ def _series(name: str, values: NDArray[np.floating]) -> pl.Series:
     return pl.Series(name, flat)
 
 
-def _at(values: Floats, row: Ints, week: Ints) -> Floats:
-    """values[row, week] for week [m, K]; NaN outside the history."""
-    inside = (week >= 0) & (week < values.shape[1])
-    return np.where(inside, values[row[:, None], np.where(inside, week, 0)], np.nan)
-
-
 def _windows(values: Floats, row: Ints, base: Ints) -> Floats:
     """Mean of the observed weeks before each base week, [m, WINDOWS]; NaN where there are none."""
     inside = np.maximum(base, 0)
     return np.stack([window_mean(values, weeks)[row, inside] for weeks in WINDOWS], axis=1)
-
-
-def _shifted(sales: Floats, row: Ints, base: Ints) -> Floats:
-    """[m]: the least of SHIFTS for which the last so many weeks are all above, or all below, the weeks before them.
-
-    0 where there is none. Compared are the last SHIFT_SPAN weeks.
-    """
-    span = _at(sales, row, base[:, None] - np.arange(1, SHIFT_SPAN + 1))
-    out = np.zeros(len(row))
-    for weeks in reversed(SHIFTS):
-        last, earlier = span[:, :weeks], span[:, weeks:]
-        known = np.isfinite(last).all(axis=1) & (np.isfinite(earlier).sum(axis=1) >= SHIFT_KNOWN)
-        above = last.min(axis=1) > np.fmax.reduce(earlier, axis=1)
-        below = last.max(axis=1) < np.fmin.reduce(earlier, axis=1)
-        out[known & (above | below)] = weeks
-    return out
 
 
 def _lowest(sales: Floats) -> Floats:
@@ -294,26 +262,8 @@ def _lowest(sales: Floats) -> Floats:
     return np.concatenate([unknown, np.fmin.accumulate(sales, axis=1)], axis=1)
 
 
-def _persistence(now: Floats, ago: Floats) -> Floats:
-    """How much of last year's deviations from its mean comes back this year, 0 to 1, [n, T + 1].
-
-    The slope of this year's on last year's relative deviations over the pairs of the last 52 weeks. It is shrunk
-    towards the slope of all series together, as if that were PAIRS further pairs, and this one towards USUAL_SLOPE.
-    Means of two weeks are compared, since holidays move from one week to the next.
-    """
-    now, ago = (window_mean(values, SMOOTHED)[:, 1:] for values in (now, ago))
-    pairs = window_sums(cumulative_sums(np.isfinite(now).astype(np.float64)), SEASON)
-    x, y, xx, xy = (ratio(window_sums(cumulative_sums(part), SEASON), pairs) for part in (ago, now, ago**2, ago * now))
-    spread, common = ratio(xx - x**2, x**2), ratio(xy - x * y, x * y)
-    used = (spread > 0) & (x > 0) & (y > 0)
-    bounded = np.where(used, np.minimum(spread, LARGEST_SPREAD), 0.0)  # no series decides for all
-    pairs, spread = np.where(used, pairs, 0.0), np.where(used, spread, 1.0)
-    common = np.where(used, common, 0.0) * bounded / spread
-    prior = PAIRS * np.nan_to_num(ratio((bounded * pairs).sum(axis=0), pairs.sum(axis=0)), nan=1.0)
-    pooled = ((common * pairs).sum(axis=0) + USUAL_SLOPE * prior) / ((bounded * pairs).sum(axis=0) + prior)
-    weight = np.where(used, bounded, 1.0) * PAIRS
-    slope = np.clip((common * pairs + pooled * weight) / (bounded * pairs + weight), 0.0, 1.0)
-    return np.asarray(slope / (slope + NOISIER * (1 - slope)))
+def _group_persistence(now: Floats, ago: Floats) -> Floats:
+    return persistence(now, ago, pooled_slope(now, ago))
 
 
 def _market(panel: Panel) -> Floats:
@@ -328,7 +278,7 @@ def _naive_errors(panel: Panel, row: Ints, base: Ints, columns: dict[str, Floats
     place = WINDOWS.index(EFFECT_WINDOW)
     growth = ratio(columns["growth_now"][:, place], columns["growth_ago"][:, place])
     growth = np.where(growth > 0, np.clip(growth, 0.3, 3.0), 1.0)
-    actual = _at(panel.sales, row, base[:, None] - np.arange(TRACK, 0, -1))
+    actual = at(panel.sales, row, base[:, None] - np.arange(TRACK, 0, -1))
     error = actual - panel.denoised.before[row, base] * growth[:, None]
     return {"naive_error": mean(np.abs(error)), "naive_bias": mean(error[:, -4:])}
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from salescast import retail_calendar
 from salescast.errors import UserError
+from salescast.features import seasonal
 from salescast.features.seasonal import seasonal_features
 from salescast.model import inputs
 from salescast.model.arrays import LEVEL, PROFILE, SEASONAL
@@ -106,7 +107,7 @@ def both_years(values: list[float | None]) -> tuple[list[float | None], list[flo
 def plausible(history: History) -> History:
     """Values above five times the largest of the year before become twice that, unless it is a season.
 
-    The definition of `history.without_mistakes`.
+    The definition of `outliers.without_mistakes`.
     """
 
     def over(values: list[float | None], week: int) -> float | None:
@@ -344,6 +345,13 @@ def test_nothing_leaks(seed: int, week: int, many: bool) -> None:
     old = begun.filter(pl.col("begun").dt.date() < FIRST + timedelta(weeks=week)).select(KEYS)
     one, two = (frame.join(old, on=KEYS, how="semi", maintain_order="left") for frame in (one, two))
     assert one.equals(two)
+
+
+def test_rows_of_some_series_are_those_of_all() -> None:
+    """A large dataset is written in parts."""
+    panel = seasonal.prepare(sales_of(some_history(3, stores=6, weeks=125)), None, 8)
+    whole, part = (seasonal.rows(panel, np.array(chosen)) for chosen in (range(12), (2, 7, 8)))
+    assert part.equals(whole.join(part.select(*KEYS, TIMESTAMP), on=[*KEYS, TIMESTAMP], maintain_order="right"))
 
 
 def test_types_order_and_no_nan() -> None:
