@@ -25,6 +25,7 @@ from sets import SETS, Set
 
 from salescast import retail_calendar
 from salescast.data import dataset
+from salescast.errors import UserError
 from salescast.evaluation import backtest, baselines, hierarchy, metrics, reference_models
 from salescast.feature_store import repo, retrieval
 from salescast.features.training_set import scan
@@ -210,7 +211,7 @@ def main() -> None:
     lines = report(results, facts)
     if options.kinds:
         small = TrainConfig(horizon=options.horizon)
-        lines += kinds_page([kinds.scored(case, small) for case in sorted(options.kinds.iterdir()) if case.is_dir()])
+        lines += kinds_page(sorted(case for case in options.kinds.iterdir() if case.is_dir()), small)
     print(lines)
     if options.write:
         with replace_file(options.write) as path:
@@ -298,13 +299,20 @@ def report(results: dict[str, Result], facts: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def kinds_page(cases: list[pl.DataFrame]) -> str:
+def kinds_page(cases: list[Path], config: TrainConfig) -> str:
+    frames, refused = [], []
+    for case in cases:
+        try:
+            frames.append(kinds.scored(case, config))
+        except UserError as error:
+            refused.append(f"{case.name} is refused: {error}.")
     digits = {"wmape": 1, "cov80": 2, "bias": 1, "total": 1}
     parts = [
         "## Kinds of series",
         "Small made-up files, by kind of series, trained with the default settings. WMAPE, bias of the medians and of "
         "the sum of means in %; `below`: ranges that begin below 0 although nothing was ever returned.",
-        table(pl.concat(cases), digits),
+        table(pl.concat(frames).with_columns(pl.col(pl.Float64).fill_null(float("nan"))), digits),
+        *refused,
     ]
     return "\n" + "\n\n".join(parts) + "\n"
 

@@ -60,13 +60,17 @@ class ForecastRequest(BaseModel):
 
 
 class Prediction(BaseModel):
-    """Forecasts by week; null where the series has no history to start from. Quantiles as p10, p90 ..."""
+    """Forecasts by week; null where the series has no history to start from. Quantiles as p10, p90 ...
+
+    `forecast` is the median; `mean` is what to add up.
+    """
 
     model_config = ConfigDict(extra="allow")
     store_id: int
     dept_id: int
     weeks: list[str]
     forecast: list[float | None]
+    mean: list[float | None]
 
 
 class ForecastResponse(BaseModel):
