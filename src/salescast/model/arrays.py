@@ -16,6 +16,7 @@ WeekFunction = Callable[[NDArray[np.datetime64], Calendar], Mapping[str, NDArray
 
 LARGEST: Final = 1e6  # bound of an input, so that no infinity reaches the network
 MAX_ONE_HOT: Final = 13  # horizons that have a one-hot input
+CLOSED: Final = 1e-30  # unit of a week without opening days and of a series that ended, whose forecast is 0
 WEEK: Final = np.timedelta64(7, "D")
 SEASONAL, PROFILE, LEVEL = 0, 1, 2  # anchor kinds, see seasonal_inputs
 

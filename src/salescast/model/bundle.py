@@ -24,6 +24,7 @@ from torch import Tensor
 import salescast
 from salescast.errors import UserError
 from salescast.features.columns import Columns
+from salescast.model.arrays import CLOSED
 from salescast.model.config import TrainConfig
 from salescast.model.inputs import build
 from salescast.model.network import QuantileMLP, Scaler
@@ -153,7 +154,8 @@ class Bundle:
         output = self._network_output(torch.from_numpy(inputs.base), torch.from_numpy(step), codes)
         outside = self.scaler.outside(inputs.base, step, codes)
         scale, anchor = inputs.unit[:, :weeks, None], inputs.anchor[:, :weeks, None]
-        quantiles = np.maximum(anchor + scale * self._calibrated(output), inputs.floor[:, None, None])
+        spread = np.where(scale > CLOSED, scale, 0.0) * self._calibrated(output)
+        quantiles = np.maximum(anchor + spread, inputs.floor[:, None, None])
         mean = sum(weight * quantiles[:, :, self.levels.index(level)] for level, weight in MEAN_WEIGHTS.items())
         slow = inputs.slow_mean[:, :weeks]
         return Forecast(

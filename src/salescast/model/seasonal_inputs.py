@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from salescast.features.columns import Array, Columns
 from salescast.features.history import mean
 from salescast.model.arrays import (
+    CLOSED,
     LEVEL,
     PROFILE,
     SEASONAL,
@@ -34,7 +35,6 @@ PROFILE_BOUNDS = (0.0, 20.0)
 CANDIDATE_BOUND = 3.0  # units
 UNSOLD = 1e-12  # scale of a series without sales in a year, as a share of the market level
 SMALLEST = 1e-4  # lower bound of the input that says how large a series is, as a share of the market level
-CLOSED = 1e-30  # unit of a week without opening days and of a series that ended, whose forecast is 0
 ENDED = 13  # weeks without sales, after a year with sales in them, that end a series
 ANCHOR_WINDOWS = (4, 8, 13, 26)  # weeks; the anchor is the mean over them: no window is best everywhere
 LIFT = "planned__lift"
@@ -98,9 +98,9 @@ def prepare_seasonal(rows: Columns, weeks: NDArray[np.datetime64], calendar: Cal
 
 
 def _ended(rows: Columns) -> NDArray[np.bool_]:
-    """True [n] for series without any sales for ENDED weeks in which they sold a year ago."""
+    """True [n] for series without any sales for ENDED weeks in which they sold a year ago, or for the whole year."""
     now, ago = (list_column(rows, f"growth_{year}", len(WINDOWS))[:, PLACE[ENDED]] for year in ("now", "ago"))
-    return np.asarray((now == 0) & (ago > 0))
+    return np.asarray(((now == 0) & (ago > 0)) | (rows["scale"] == 0))
 
 
 def _slow_mean(parts: _Parts) -> Array:
