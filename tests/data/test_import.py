@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
@@ -126,6 +126,9 @@ def classify(rows: list[tuple[str, ...]]) -> tuple[dict[tuple[int, int, date], f
 @quick
 @given(records)
 def test_rows_are_accepted_and_rejected_as_by_a_loop(tmp_path: Path, drawn: list[tuple[str, ...]]) -> None:
+    for column in (0, 1):  # else ids are text: `1.0` is not 1 then
+        own = {row[column].strip() for row in drawn} - {"", "NA"}
+        assume(2 * sum(re.fullmatch(r"[+-]?\d+(\.0*)?", name) is not None for name in own) > len(own))
     rows = [*PLAIN, *drawn]
     accepted, rejected, equal, empty = classify(rows)
     stores = write(tmp_path / "stores.csv", ["Store", "Type", "Size"], [(1, "A", 100), (2, "B", "NA")])

@@ -19,7 +19,7 @@ FILE: Final = "names.parquet"
 SALES: Final = "sales.parquet"
 ENTITIES: Final = {"store_id": "store", "dept_id": "department"}
 SCHEMA: Final[dict[str, pl.DataType]] = {"entity": pl.String(), "id": pl.Int32(), "name": pl.String()}
-STRAY: Final = 5  # ids that may be mistakes among numbers
+STRAY: Final = 20  # different ids that may be mistakes among numbers
 _WHOLE: Final = r"^([+-]?\d+)(?:\.0*)?$"
 _LARGEST: Final = 2**31 - 1
 
