@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from salescast.cli import output
+from salescast.cli.import_output import import_report
 from salescast.data import dataset, ingest
 from salescast.data.import_report import FileReport, ImportReport, OpeningDays
 from salescast.data.weeks import Weeks
@@ -516,7 +516,7 @@ def test_known_opening_days_are_counted_as_a_loop_does(tmp_path: Path, cells: li
 def test_the_import_reports_how_many_opening_days_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(1, 1, week(k), 10, 0 if k == 3 else 6 if k else "") for k in range(5)]
     report = run(tmp_path, rows, header=[*HEADER, "Open"], open_days="Open")
-    output.import_report(report, tmp_path / "raw", as_json=False)
+    import_report(report, tmp_path / "raw", as_json=False)
     shown = " ".join(capsys.readouterr().out.split())
     assert "opening days are known for 4 of 5 rows of sales, in 4 of 5 weeks; the others count as usual" in shown
     assert "1 rows with sales on 0 opening days are not used for training" in shown

@@ -17,6 +17,7 @@ from salescast.feature_store.databases import StoreDownError, open_database, rea
 from salescast.feature_store.online import OnlineReader
 from salescast.features.build import build_features
 from salescast.model import bundle
+from salescast.model.metadata import METADATA
 from salescast.runtime import parquet
 from salescast.serving import batch
 from salescast.tracking.mlflow import check
@@ -117,7 +118,7 @@ def test_the_forecasts(work: Workdir, draw: random.Random, happened: Happened) -
 
 
 @pytest.mark.fault("a bundle cut off, bits flipped, zeros written", RIGHT)
-@pytest.mark.parametrize("name", [bundle.FINAL, bundle.BEST, bundle.SCALERS, bundle.METADATA])
+@pytest.mark.parametrize("name", [bundle.FINAL, bundle.BEST, bundle.SCALERS, METADATA])
 def test_the_bundle(name: str, work: Workdir, draw: random.Random, happened: Happened) -> None:
     rows = batch.upcoming(work)
 

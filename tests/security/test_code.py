@@ -15,6 +15,7 @@ import torch
 
 from salescast.errors import UserError
 from salescast.model import bundle
+from salescast.model.metadata import METADATA
 from salescast.training.checkpoint import Best, Checkpoint, Checkpoints, TrainerState
 from salescast.training.main import run_plan
 from salescast.training.plan import Plan
@@ -105,10 +106,10 @@ def test_a_bundle_with_code_is_refused_and_the_code_does_not_run(folder: Path, t
     shutil.copytree(folder, evil)
     content = payload(marker, legacy)
     (evil / bundle.FINAL).write_bytes(content)
-    described = json.loads((evil / bundle.METADATA).read_text())
+    described = json.loads((evil / METADATA).read_text())
     del described["checksum"]  # the earliest bundles have none
     described["files"][bundle.FINAL] = hashlib.sha256(content).hexdigest()  # whoever can write one file writes both
-    (evil / bundle.METADATA).write_text(json.dumps(described))
+    (evil / METADATA).write_text(json.dumps(described))
     with pytest.raises(
         UserError, match=r"bundle .* cannot be used: UnpicklingError: .*; run `salescast train`"
     ) as refused:

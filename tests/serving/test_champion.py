@@ -20,6 +20,7 @@ from feast_asof import replace
 from salescast.config import Settings, read
 from salescast.errors import UserError
 from salescast.model import bundle
+from salescast.model.metadata import read_metadata
 from salescast.runtime.atomic_files import replace_dir
 from salescast.runtime.processes import free_port
 from salescast.schema import MODEL_NAME
@@ -191,7 +192,7 @@ def test_no_exception_ends_the_watch_of_the_folder(
     real, errors = forecaster.open_served, [UserError("transient"), ZeroDivisionError("unexpected"), MemoryError()]
 
     def flaky(*arguments: Any) -> forecaster.Served:
-        if bundle.read_metadata(tmp_path / "models").digest == new and errors:
+        if read_metadata(tmp_path / "models").digest == new and errors:
             raise errors.pop(0)
         return real(*arguments)
 

@@ -9,6 +9,7 @@ import typer
 
 from salescast.cli import output
 from salescast.cli.import_options import SALES_HELP, ImportOptions, with_import_options
+from salescast.cli.import_output import import_report
 from salescast.cli.options import JsonOption, SeedOption
 
 
@@ -43,7 +44,7 @@ def data_import(
     from salescast.data import ingest
 
     report = ingest.import_sales(sales, options.features, options.stores, out, **options.keywords())
-    output.import_report(report, out, as_json)
+    import_report(report, out, as_json)
 
 
 @with_import_options
@@ -61,4 +62,4 @@ def data_check(
     folder = Path(tempfile.mkdtemp(prefix="salescast-check-"))  # stays when rows are refused: it has their list
     report = ingest.import_sales(sales, options.features, options.stores, folder, **options.keywords())
     shutil.rmtree(folder)
-    output.import_report(report, None, as_json)
+    import_report(report, None, as_json)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from salescast.data.dataset import Dataset
-    from salescast.data.import_report import ImportReport
     from salescast.features.build import FeatureSummary
     from salescast.pipeline.monitor import Report
     from salescast.pipeline.reproduce import Comparison
@@ -117,59 +116,6 @@ def dataset(meta: "Dataset", out: Path | None, as_json: bool) -> None:
     as_json_or(asdict(meta), as_json, pairs("dataset", rows))
     if out and not as_json:
         lines({"folder": out})
-
-
-def import_report(report: "ImportReport", out: Path | None, as_json: bool) -> None:
-    """What became of the rows of the files; `out`: the folder that was written, None when the files were only read."""
-    from salescast.data.import_report import reasons
-
-    if as_json:
-        values = asdict(report) | {"rejected": reasons(report.rejected).to_dicts()}
-        console.print_json(json.dumps(values.pop("dataset") | {"report": values}, default=str))
-        return
-    dataset(report.dataset, out, as_json)
-    for file in report.files:
-        parts = {
-            "plan": file.plan_rows,
-            "rejected": file.rejected,
-            "repeated": file.merged,
-            "without an amount": file.empty,
-            "left out": file.left_out,
-        }
-        others = "".join(f", {count:,} {what}" for what, count in parts.items() if count)
-        done(f"{file.file}: {file.rows:,} rows, {file.accepted:,} accepted{others}")
-        if file.notes:
-            done(f"  read as: {'; '.join(file.notes)}")
-        if file.ignored_columns:
-            names = ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in file.ignored_columns)
-            done(f"  not used: {names} (name columns known ahead with --planned)")
-    for decision in report.decisions:
-        done(decision)
-    for sentence in report.warnings:
-        warning(sentence)
-    kinds = report.kinds
-    done(
-        f"series: {kinds.regular:,} regular, {kinds.slow:,} slow (no sale in half of their weeks), "
-        f"{kinds.young:,} younger than a year, {kinds.ended:,} ended"
-    )
-    done(f"negative sales kept: {report.negative:,}; gaps inside series: {report.gaps:,} weeks")
-    if report.opening is not None:
-        opening = report.opening
-        done(
-            f"opening days are known for {opening.rows:,} of {opening.of_rows:,} rows of sales, "
-            f"in {opening.weeks:,} of {opening.of_weeks:,} weeks; the others count as usual weeks"
-        )
-        if opening.closed:
-            done(f"{opening.closed:,} rows with sales on 0 opening days are not used for training: are the days wrong?")
-    if report.empty_weeks:
-        done(f"{report.empty_weeks:,} weeks between the first and the last have no sales at all: is a year mistyped?")
-    if report.rejected.height:
-        table = Table(box=box.SIMPLE_HEAD, title="rejected rows", title_justify="left")
-        for column in ("reason", "rows", "first_row", "value"):
-            table.add_column(column.replace("_", " "))
-        for row in reasons(report.rejected).iter_rows(named=True):
-            table.add_row(*(escape(str(row[name])) for name in ("reason", "rows", "first_row", "value")))
-        console.print(table)
 
 
 def features(summary: "FeatureSummary", as_json: bool) -> None:

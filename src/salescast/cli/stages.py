@@ -75,13 +75,13 @@ def train_model(
     Example: `salescast train --horizon 13`
     """
     from salescast.data import dataset
-    from salescast.model import bundle
+    from salescast.model.metadata import read_metadata
     from salescast.pipeline import stages
 
     with locked_workdir(workdir) as work:
         final = dates_of(cutoff, "--cutoff")[0] if cutoff else dataset.Dataset.read(work.data).last_week
         trained = stages.train_stage(work, config_of(service, horizon), [], final=final)
-    output.trained(trained, bundle.read_metadata(trained.final).metadata.metrics, as_json)
+    output.trained(trained, read_metadata(trained.final).metadata.metrics, as_json)
 
 
 def run_backtest(

@@ -7,6 +7,7 @@ import typer
 
 from salescast.cli import output
 from salescast.cli.import_options import SALES_HELP, ImportOptions, with_import_options
+from salescast.cli.import_output import import_report
 from salescast.cli.options import (
     CutoffsOption,
     HorizonOption,
@@ -46,7 +47,7 @@ def run_pipeline(
     dates = dates_of(cutoffs) if cutoffs else None
     config = config_of(service, horizon)
     with locked_workdir(workdir) as work, output.stages() as started:
-        imported = None if as_json else lambda report: output.import_report(report, work.raw, as_json=False)
+        imported = None if as_json else lambda report: import_report(report, work.raw, as_json=False)
         source = dataset_source(work, sales, options.features, options.stores, options.keywords(), seed, imported)
         summary = run(work, source, config, dates, started)
     output.summary(summary, work, as_json)

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 from salescast.errors import UserError
 from salescast.model import bundle
-from salescast.model.bundle import SavedMetadata
+from salescast.model.metadata import SavedMetadata, read_metadata
 from salescast.model.recipe import Recipe
 from salescast.runtime.atomic_files import replace_file
 from salescast.runtime.checksums import sha256
@@ -80,7 +80,7 @@ class Candidate:
 
 def write_evaluation(workdir: Workdir, tested: Mapping[date, Path]) -> None:
     """Write the manifest of the workdir's backtest, which the bundles in the folders `tested` (by cutoff) made."""
-    saved = {cutoff: bundle.read_metadata(folder) for cutoff, folder in tested.items()}
+    saved = {cutoff: read_metadata(folder) for cutoff, folder in tested.items()}
     recipe = next(iter(saved.values())).metadata.recipe
     fits = {str(cutoff): Fitted.from_metadata(one) for cutoff, one in saved.items()}
     Evaluation(recipe, fits, sha256(workdir.backtest)).write(workdir.evaluation)
@@ -92,7 +92,7 @@ def candidate(workdir: Workdir) -> Candidate:
     Raises UserError when one is missing or damaged, and when the two differ in data, settings or code; the message
     names the differences.
     """
-    saved = bundle.read_metadata(workdir.models)
+    saved = read_metadata(workdir.models)
     bundle.load(workdir.models)  # refuses damaged files
     recipe, final = saved.metadata.recipe, Fitted.from_metadata(saved)
     if not workdir.backtest.is_file():

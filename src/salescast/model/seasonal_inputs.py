@@ -5,7 +5,6 @@ What each part contributes on real data: docs/LOG.md.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,6 @@ from salescast.model.arrays import (
     LEVEL,
     PROFILE,
     SEASONAL,
-    WEEK,
     Prepared,
     first_known,
     horizon_inputs,
@@ -25,9 +23,10 @@ from salescast.model.arrays import (
     per_week,
     positive,
 )
-from salescast.model.date_shift import headline, shifts
-from salescast.retail_calendar import Calendar, easter_offset, holidays_in_week, month_start_days
-from salescast.schema import SEASON, WINDOWS
+from salescast.model.date_shift import shifts
+from salescast.model.known_inputs import LIFT, averaged_years, planned_inputs, week_inputs
+from salescast.retail_calendar import Calendar
+from salescast.schema import WINDOWS
 
 GROWTH_BOUNDS = (0.3, 3.0)
 DAMPING = 0.8  # of growth
@@ -37,11 +36,8 @@ UNSOLD = 1e-12  # scale of a series without sales in a year, as a share of the m
 SMALLEST = 1e-4  # lower bound of the input that says how large a series is, as a share of the market level
 ENDED = 13  # weeks without sales, after a year with sales in them, that end a series
 ANCHOR_WINDOWS = (4, 8, 13, 26)  # weeks; the anchor is the mean over them: no window is best everywhere
-LIFT = "planned__lift"
 SHIFTS = (4, 8, 13)  # values of the feature `shifted` besides 0
 STEADY = 1e-20  # unit of a series that never changes, as a share of its level: too small to be seen in a forecast
-BEFORE = "before:"  # prefix of inputs from the year before last year
-EASTER_WEEKS = (-2, -1, 0, 1)  # weeks relative to Easter that have an input; sales change before Easter too
 PLACE = {weeks: i for i, weeks in enumerate(WINDOWS)}
 
 
@@ -86,9 +82,9 @@ def prepare_seasonal(rows: Columns, weeks: NDArray[np.datetime64], calendar: Cal
     anchor = np.where(steady, parts.level[13][:, None] * parts.lift, anchor)
     unit = np.where(steady, STEADY * parts.scale[:, None], unit)
     step = _candidates(rows, parts, anchor, unit) | _step_inputs(rows, parts, anchor, horizon)
-    step |= horizon_inputs(weeks.shape) | _planned_inputs(rows, horizon)
+    step |= horizon_inputs(weeks.shape) | planned_inputs(rows, horizon)
     averaged = np.isfinite(_around(rows, "denoised_year_before", horizon)[1] * _catch_up(rows, ""))
-    step |= _averaged(per_week(weeks, _week_inputs, calendar), averaged)
+    step |= averaged_years(per_week(weeks, week_inputs, calendar), averaged)
     days = list_column(rows, "planned__open_days", horizon) if "planned__open_days" in rows else np.float32(1.0)
     days = np.where(_ended(rows)[:, None], np.float32(0.0), days)
     floor = np.where(rows["lowest"] < 0, -np.inf, 0.0)  # below 0 only for series that had returns
@@ -291,46 +287,3 @@ def _step_inputs(rows: Columns, parts: _Parts, anchor: Array, horizon: int) -> d
         "pooled:log_store_profile": np.log(np.maximum(parts.store_profile, 0.02)),
         "pooled:dept_peak": np.log(np.maximum(_ratio(2 * year, before + after), 0.02)),
     }
-
-
-def _averaged(named: dict[str, Array], averaged: NDArray[np.bool_]) -> dict[str, Array]:
-    """Last year's calendar inputs as the mean of both years where last year's sales are the mean of both years."""
-    out = {name: values for name, values in named.items() if not name.startswith(BEFORE)}
-    for name, values in named.items():
-        if name.startswith(BEFORE):
-            last = out[name.removeprefix(BEFORE)]
-            out[name.removeprefix(BEFORE)] = np.where(averaged, (last + values) / 2, last)
-    return out
-
-
-def _week_inputs(weeks: NDArray[np.datetime64], calendar: Calendar) -> dict[str, NDArray[Any]]:
-    """The calendar of target weeks and of the same weeks last year."""
-    last_year, year_before = weeks - SEASON * WEEK, weeks - 2 * SEASON * WEEK
-    held = holidays_in_week(weeks, calendar)
-    offset, offset_last_year = easter_offset(weeks, calendar), easter_offset(last_year, calendar)
-    return (
-        {f"holiday:{name}": held[:, i] for i, name in enumerate(calendar.names) if name in headline(calendar)}
-        | {f"holiday:easter_{k:+d}": offset == k for k in EASTER_WEEKS}
-        | {f"holiday:easter_last_year_{k:+d}": offset_last_year == k for k in EASTER_WEEKS}
-        | {"calendar:month_start_days": month_start_days(weeks)}
-        | {"calendar:month_start_days_last_year": month_start_days(last_year)}
-        | {f"{BEFORE}holiday:easter_last_year_{k:+d}": easter_offset(year_before, calendar) == k for k in EASTER_WEEKS}
-        | {f"{BEFORE}calendar:month_start_days_last_year": month_start_days(year_before)}
-    )
-
-
-def _planned_inputs(rows: Columns, horizon: int) -> dict[str, Array]:
-    """Planned inputs of the target week and of last year, and the difference from recent weeks, [n, H] each."""
-    suffix = "_last_year"
-    names = [name.removesuffix(suffix) for name in rows if name.startswith("planned_") and name.endswith(suffix)]
-    out: dict[str, Array] = {"planned:log_lift": list_column(rows, LIFT, horizon)} if LIFT in rows else {}
-    for name in names:
-        ahead, before = list_column(rows, name, horizon), list_column(rows, name + suffix, horizon)
-        recent = rows[f"{name}_recent"].astype(np.float32)[:, None]
-        short = name.removeprefix("planned_")
-        out |= {
-            f"planned:{short}": ahead,
-            f"planned:{short}_last_year": before,
-            f"planned:{short}_gain": ahead - recent,
-        }
-    return out

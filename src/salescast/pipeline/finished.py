@@ -14,6 +14,7 @@ from salescast.data.names import Names
 from salescast.errors import UserError
 from salescast.evaluation import metrics
 from salescast.model import bundle
+from salescast.model.metadata import read_metadata
 from salescast.pipeline import stages
 from salescast.report.build import build_report
 from salescast.runtime import parquet
@@ -45,7 +46,7 @@ class FinishedRun:
     @cached_property
     def model_dir(self) -> Path:
         """The bundle that forecasts: the champion's, or this run's own where there is no champion to use."""
-        horizon = bundle.read_metadata(self._work.models).metadata.config.horizon
+        horizon = read_metadata(self._work.models).metadata.config.horizon
         return stages.served(self._work, horizon)[0]
 
     def summary(self) -> dict[str, Any]:

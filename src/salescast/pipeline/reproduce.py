@@ -8,7 +8,7 @@ from typing import Final
 from salescast.data import dataset
 from salescast.errors import UserError
 from salescast.feature_store import repo, retrieval
-from salescast.model.bundle import METADATA, read_metadata
+from salescast.model.metadata import METADATA, read_metadata
 from salescast.pipeline import stages
 from salescast.tracking import run_record
 from salescast.tracking.mlflow import run_artifacts, tracking_uri

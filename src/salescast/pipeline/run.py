@@ -132,7 +132,7 @@ def _summary(
     registered: "Registration | None",
     bundle: ServedBundle,
 ) -> RunSummary:
-    from salescast.model.bundle import read_metadata
+    from salescast.model.metadata import read_metadata
 
     meta = dataset.Dataset.read(work.data)
     return RunSummary(

@@ -18,6 +18,7 @@ from salescast.errors import UserError
 from salescast.evaluation import backtest, drift, metrics
 from salescast.features.build import FeatureSummary, build_features
 from salescast.model.config import TrainConfig
+from salescast.model.metadata import read_metadata
 from salescast.runtime import parquet
 from salescast.runtime.atomic_files import replace_file
 from salescast.tracking.journal import Tracking
@@ -63,10 +64,9 @@ def _check_drift(work: Workdir, summary: FeatureSummary) -> None:
     if not work.models.is_dir():
         return
     from salescast.features import training_set
-    from salescast.model import bundle
 
     try:
-        model = bundle.read_metadata(work.models).metadata
+        model = read_metadata(work.models).metadata
     except UserError as error:  # features do not depend on a model
         logger.warning("drift is not measured: %s", error)
         return
@@ -248,7 +248,6 @@ def served(work: Workdir, horizon: int) -> ServedBundle:
     Without one, and when it forecasts more than the `horizon` weeks that the features were built for, the run's own
     bundle, with a warning.
     """
-    from salescast.model import bundle
     from salescast.tracking import champion
 
     try:
@@ -256,7 +255,7 @@ def served(work: Workdir, horizon: int) -> ServedBundle:
     except champion.NoChampionError as error:
         logger.warning("using this run's own bundle: %s", error)
         return ServedBundle(work.models, "the last bundle: there is no champion")
-    weeks = bundle.read_metadata(folder).metadata.config.horizon
+    weeks = read_metadata(folder).metadata.config.horizon
     if weeks > horizon:
         logger.warning(
             "using this run's own bundle: the champion forecasts %d weeks and the features are built for %d; run "

@@ -29,6 +29,7 @@ from salescast.feature_store.databases import Database, StoreDownError, open_dat
 from salescast.feature_store.online import OnlineReader, OnlineRows
 from salescast.model import bundle
 from salescast.model.bundle import UNREADABLE, Bundle
+from salescast.model.metadata import METADATA
 from salescast.schema import MEDIAN, level_name
 from salescast.serving.availability import BusyError, RateLimit, UnavailableError
 from salescast.serving.protocol_v1 import Answer, Limits, Query, RequestError
@@ -123,7 +124,7 @@ class Forecaster:
 
     def _signature(self) -> tuple[int, int, int] | None:
         try:
-            status = (self._folder / bundle.METADATA).stat()
+            status = (self._folder / METADATA).stat()
         except OSError:
             return None  # being replaced, or gone: keep the current model
         return status.st_ino, status.st_mtime_ns, status.st_size

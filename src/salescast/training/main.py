@@ -30,6 +30,7 @@ from salescast.errors import UserError
 from salescast.features.training_set import scan
 from salescast.model import bundle
 from salescast.model.config import TrainingSettings
+from salescast.model.metadata import Metadata
 from salescast.model.network import Scaler
 from salescast.retail_calendar import calendar
 from salescast.schema import planned_columns
@@ -121,7 +122,7 @@ def holdout_phase(shard: Shard, last: int, run: Run, resume: Checkpoint | None) 
 
 def write_bundle(plan: Plan, fit: Fit, scaler: Scaler, full: Best, holdout: Holdout) -> None:
     """Save the bundle. Raises UserError when the disk cannot take it; an earlier bundle in its place survives."""
-    meta = bundle.Metadata(
+    meta = Metadata(
         config=plan.config,
         country=plan.country,
         cutoff=fit.cutoff,

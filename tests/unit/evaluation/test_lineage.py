@@ -13,6 +13,7 @@ from salescast.errors import UserError
 from salescast.evaluation import lineage
 from salescast.model import bundle
 from salescast.model.bundle import Bundle
+from salescast.model.metadata import METADATA, Metadata
 from salescast.training.main import run_plan
 from salescast.training.plan import Fit, Plan
 from salescast.workdir import Workdir
@@ -41,7 +42,7 @@ def work(trained: tuple[Bundle, Plan], tmp_path: Path) -> Workdir:
     return work
 
 
-def save(model: Bundle, metadata: bundle.Metadata, folder: Path) -> None:
+def save(model: Bundle, metadata: Metadata, folder: Path) -> None:
     parts = model.network.state_dict(), model.scaler
     bundle.save(folder, metadata, final=parts, best=parts)
 
@@ -92,5 +93,5 @@ def test_missing_and_damaged_files_are_named(work: Workdir) -> None:
     for content in (b"", b"{", b"[]", json.dumps({"recipe": {}}).encode(), b"\xff"):
         refused(work.evaluation, content, r"evaluation.json is damaged .*; run `salescast backtest` again")
     refused(work.models / bundle.FINAL, b"cut off", "is not complete")
-    refused(work.models / bundle.METADATA, None, "no model bundle")
+    refused(work.models / METADATA, None, "no model bundle")
     assert lineage.candidate(work).evaluation.tested

@@ -18,6 +18,7 @@ from salescast.errors import UserError
 from salescast.model import bundle
 from salescast.model.bundle import Bundle
 from salescast.model.inputs import Inputs, build
+from salescast.model.metadata import METADATA
 from salescast.retail_calendar import calendar
 from salescast.runtime.checksums import sha256
 from salescast.training.main import run_plan
@@ -173,7 +174,7 @@ def test_missing_damaged_and_mixed_files_are_refused(folder: Path, tmp_path: Pat
 def format_1(folder: Path, target: Path, members: int = 1) -> Path:
     """A copy of the bundle as version 0.1 wrote it: `trust` and `seal`, `members`, weights with a leading dimension."""
     shutil.copytree(folder, target)
-    values = json.loads((folder / bundle.METADATA).read_text())
+    values = json.loads((folder / METADATA).read_text())
     del values["checksum"]
     values |= {"format": 1, "trust": values.pop("shrinkage")}
     values["config"]["members"] = members
@@ -185,7 +186,7 @@ def format_1(folder: Path, target: Path, members: int = 1) -> Path:
         torch.save(weights, target / name)
         values["files"][name] = sha256(target / name)
     seal = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    (target / bundle.METADATA).write_text(json.dumps(values | {"seal": seal}, indent=1))
+    (target / METADATA).write_text(json.dumps(values | {"seal": seal}, indent=1))
     return target
 
 
@@ -194,8 +195,8 @@ def test_a_bundle_of_format_1_loads(folder: Path, loaded: Bundle, upcoming: pl.D
     found = bundle.load(old)
     assert (found.metadata, found.digest) == (loaded.metadata, loaded.digest)
     assert np.array_equal(found.predict(upcoming).quantiles, loaded.predict(upcoming).quantiles)
-    changed = (old / bundle.METADATA).read_text().replace('"trust": ', '"trust": -')
-    (old / bundle.METADATA).write_text(changed)
+    changed = (old / METADATA).read_text().replace('"trust": ', '"trust": -')
+    (old / METADATA).write_text(changed)
     with pytest.raises(UserError, match=r"is damaged: model_metadata.json was changed"):
         bundle.load(old)
 

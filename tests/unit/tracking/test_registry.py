@@ -19,6 +19,7 @@ from salescast.errors import UserError
 from salescast.evaluation.lineage import Candidate, Evaluation, Fitted
 from salescast.model import bundle
 from salescast.model.bundle import Bundle
+from salescast.model.metadata import read_metadata
 from salescast.runtime import parquet
 from salescast.schema import MODEL_NAME
 from salescast.tracking import registry
@@ -70,7 +71,7 @@ def put(work: Workdir, trained: Bundle) -> Callable[[float], Candidate]:
     def put(factor: float) -> Candidate:
         parts = trained.network.state_dict(), trained.scaler
         bundle.save(work.models, replace(trained.metadata, factors=(1.0, factor)), final=parts, best=parts)
-        saved = bundle.read_metadata(work.models)
+        saved = read_metadata(work.models)
         return Candidate(Fitted.from_metadata(saved), Evaluation(saved.metadata.recipe, {}, f"backtest {factor}"))
 
     return put

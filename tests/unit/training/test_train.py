@@ -14,6 +14,7 @@ import torch
 
 from salescast.errors import UserError
 from salescast.model import bundle
+from salescast.model.metadata import METADATA
 from salescast.training.checkpoint import Checkpoint, Checkpoints
 from salescast.training.main import main, run_plan
 from salescast.training.plan import Fit, Plan, Tracking
@@ -110,11 +111,11 @@ def test_another_fits_checkpoint_is_refused_with_a_reason(
 
 
 def test_finished_fits_are_not_repeated(quiet: Plan, caplog: pytest.LogCaptureFixture) -> None:
-    before = (quiet.fits[0].out / bundle.METADATA).stat().st_mtime_ns
+    before = (quiet.fits[0].out / METADATA).stat().st_mtime_ns
     with caplog.at_level(logging.INFO):
         assert run_plan(quiet) == 0
     assert "final is finished already" in caplog.text
-    assert (quiet.fits[0].out / bundle.METADATA).stat().st_mtime_ns == before
+    assert (quiet.fits[0].out / METADATA).stat().st_mtime_ns == before
 
 
 def test_the_same_seed_gives_the_same_bundle_and_another_seed_another(
