@@ -151,7 +151,7 @@ SQLITE = "SQLite files cut off, bits flipped, zeros written"
 
 @pytest.mark.fault(SQLITE, "an error, or the right features")
 def test_the_online_store(work: Workdir, draw: random.Random, happened: Happened) -> None:
-    from salescast.serving.forecaster import service_views
+    from salescast.serving.served import service_views
 
     project, options = read_options(work.feature_repo / "feature_store.yaml")
     reader = OnlineReader(

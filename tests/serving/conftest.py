@@ -12,9 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import httpx
+import polars as pl
 import pytest
 
 from salescast.data import dataset
+from salescast.data.names import FILE, Names
 from salescast.feature_store import repo, retrieval
 from salescast.model.config import TrainConfig
 from salescast.pipeline import stages
@@ -24,6 +26,7 @@ from salescast.training.plan import Fit, Plan
 from salescast.workdir import Workdir
 
 STORES, DEPTS, WEEKS = 25, 20, 80
+STORE_1 = "München Süd"  # the retailer's own id of store 1
 READY = "/v2/models/sales-forecast/ready"
 PREDICT = "/v1/models/sales-forecast:predict"
 INFER = "/v2/models/sales-forecast/infer"
@@ -48,6 +51,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     work = Workdir(root)
     config = TrainConfig(epochs=1, hidden=(16, 8), batch_size=2048)
     dataset.generate(work.raw, STORES, DEPTS, WEEKS, 42)
+    own = pl.when(pl.col("entity") == "store_id", pl.col("id") == 1)
+    names = Names.read(work.raw).table
+    names.with_columns(own.then(pl.lit(STORE_1)).otherwise("name").alias("name")).write_parquet(work.raw / FILE)
     stages.features_stage(work, work.raw, config.horizon)
     repo.apply(work)
     repo.materialize(work)

@@ -1,5 +1,7 @@
 """The server's answers are the same over every protocol, and equal the offline forecast."""
 
+import asyncio
+import json
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -9,14 +11,15 @@ import httpx
 import numpy as np
 import polars as pl
 import pytest
-from kserve import InferenceGRPCClient, InferInput, InferRequest
+from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from kserve.protocol.grpc.grpc_predict_v2_pb2 import ModelInferRequest, ModelInferResponse, ModelReadyRequest
 
 from salescast.schema import KEYS
 from salescast.serving import batch
+from salescast.serving.client import Client
 from salescast.workdir import Workdir
 
-from .conftest import DEPTS, INFER, PREDICT, READY, STORES, Running, World
+from .conftest import DEPTS, INFER, PREDICT, READY, STORE_1, STORES, Running, World
 
 INSTANCES = [{"store_id": store, "dept_id": dept} for store in range(1, STORES + 1) for dept in range(1, DEPTS + 1)]
 
@@ -49,6 +52,73 @@ def test_a_forecast_does_not_depend_on_the_rest_of_the_request(client: httpx.Cli
     for number in (0, 17, 49):
         alone = client.post(PREDICT, json={"instances": [INSTANCES[number]]}).json()["predictions"]
         np.testing.assert_allclose(alone[0]["forecast"], many[number]["forecast"], rtol=1e-6)
+
+
+def _named(store: int | str, dept: int) -> dict[str, int | str]:
+    return {"store": STORE_1 if store == 1 else str(store), "dept": str(dept)}
+
+
+def test_own_ids_are_answered_as_entity_ids_are_over_every_protocol(running: Running, client: httpx.Client) -> None:
+    pairs = [(1, 3), (2, 5), (25, 20), (1, 1)]
+    by_id = client.post(PREDICT, json={"instances": [dict(zip(KEYS, pair, strict=True)) for pair in pairs]}).json()
+    asked = [_named(*pair) for pair in pairs]
+    predictions = client.post(PREDICT, json={"instances": asked}).json()["predictions"]
+    assert predictions == [own | row for own, row in zip(asked, by_id["predictions"], strict=True)]
+    mixed = client.post(PREDICT, json={"instances": [{"store": 2, "dept_id": 5}]}).json()["predictions"]
+    assert mixed == [{"store": "2"} | by_id["predictions"][1]]
+
+    forecasts = [row["forecast"] for row in by_id["predictions"]]
+    columns = {key: [row[name] for row in asked] for key, name in (("store_id", "store"), ("dept_id", "dept"))}
+    inputs = [{"name": key, "shape": [4], "datatype": "BYTES", "data": own} for key, own in columns.items()]
+    (output,) = client.post(INFER, json={"inputs": inputs, "outputs": [{"name": "forecast"}]}).json()["outputs"]
+    assert np.reshape(output["data"], (4, -1)).tolist() == forecasts
+    for binary in (True, False):
+        tensors = [InferInput(key, [4], "BYTES") for key in KEYS]
+        for tensor in tensors:
+            tensor.set_data_from_numpy(np.array(columns[tensor.name], dtype=object), binary_data=binary)
+        body, length = InferRequest("sales-forecast", tensors).to_rest()
+        headers = {"inference-header-content-length": str(length)} if binary else {}
+        content = body if binary else json.dumps(body).encode()
+        answer = client.post(INFER, content=content, headers={"content-type": "application/json", **headers}).json()
+        assert np.reshape(answer["outputs"][0]["data"], (4, -1)).tolist() == forecasts
+    request = ModelInferRequest(model_name="sales-forecast")
+    for key, own in columns.items():
+        added = request.inputs.add(name=key, shape=[4], datatype="BYTES")
+        added.contents.bytes_contents.extend(name.encode() for name in own)
+    with grpc.insecure_channel(running.grpc) as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=ModelInferRequest.SerializeToString,
+            response_deserializer=ModelInferResponse.FromString,
+        )
+        (first,) = [output for output in infer(request).outputs if output.name == "forecast"]
+    assert np.reshape(first.contents.fp64_contents, (4, -1)).tolist() == forecasts
+
+
+def test_kserves_own_rest_client_is_answered(running: Running, client: httpx.Client) -> None:
+    expected = client.post(PREDICT, json={"instances": INSTANCES[:2]}).json()["predictions"]
+
+    async def ask(binary: bool) -> np.ndarray:
+        tensors = [InferInput(key, [2], "INT64") for key in KEYS]
+        for tensor in tensors:
+            ids = np.array([row[tensor.name] for row in INSTANCES[:2]], dtype=np.int64)
+            tensor.set_data_from_numpy(ids, binary_data=binary)
+        kserve_client = InferenceRESTClient(RESTConfig(protocol="v2"))
+        answer = await kserve_client.infer(running.url, InferRequest("sales-forecast", tensors), "sales-forecast")
+        (output,) = [output for output in answer.outputs if output.name == "forecast"]
+        return output.as_numpy()
+
+    for binary in (True, False):
+        forecasts = asyncio.run(ask(binary))
+        np.testing.assert_allclose(forecasts, [row["forecast"] for row in expected], rtol=1e-6)
+
+
+def test_the_client_takes_own_ids(running: Running) -> None:
+    with Client(running.url) as forecasts:
+        named = forecasts.forecast([(STORE_1, "3"), (STORE_1, 4)], weeks=2)
+        by_id = forecasts.forecast([(1, 3), (1, 4)], weeks=2)
+    assert named.drop("store", "dept").equals(by_id)
+    assert named.select("store", "dept").rows() == [(STORE_1, "3")] * 2 + [(STORE_1, None)] * 2
 
 
 def test_a_shorter_horizon_is_the_beginning_of_the_longer(client: httpx.Client) -> None:

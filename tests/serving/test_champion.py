@@ -25,6 +25,7 @@ from salescast.runtime.atomic_files import replace_dir
 from salescast.runtime.processes import free_port
 from salescast.schema import MODEL_NAME
 from salescast.serving import forecaster
+from salescast.serving.served import Served
 from salescast.tracking.champion import Follower, keep, split
 from salescast.workdir import Workdir
 
@@ -191,7 +192,7 @@ def test_no_exception_ends_the_watch_of_the_folder(
     shutil.copytree(world.root / "models", tmp_path / "models")
     real, errors = forecaster.open_served, [UserError("transient"), ZeroDivisionError("unexpected"), MemoryError()]
 
-    def flaky(*arguments: Any) -> forecaster.Served:
+    def flaky(*arguments: Any) -> Served:
         if read_metadata(tmp_path / "models").digest == new and errors:
             raise errors.pop(0)
         return real(*arguments)

@@ -1,6 +1,6 @@
 """Online features of many series in one read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,9 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from salescast.feature_store import own_ids
 from salescast.feature_store.databases import NUMPY_TYPES, Database, Key, StoreDownError, select, table_name
+from salescast.feature_store.own_ids import OwnId
 from salescast.features.columns import Columns
 from salescast.schema import KEYS, STORE_VIEW, TIMESTAMP
 
@@ -29,12 +31,16 @@ class OnlineReader:
 
     def __init__(self, database: Database, project: str, views: Mapping[str, Mapping[str, pl.DataType]]) -> None:
         """`views`: for each view its columns and their types."""
-        self.database, self.views = database, views
+        self.database, self.project, self.views = database, project, views
         self.tables = [table_name(project, view) for view in views]
 
     def ping(self) -> None:
         """Raises StoreDownError unless the store answers and has every table."""
         select(self.database, self.tables, [])
+
+    def ids(self, asked: Iterable[OwnId]) -> dict[OwnId, int]:
+        """The entity ids of the retailer's own ids that the store knows. Raises StoreDownError."""
+        return own_ids.read(self.database, self.project, asked)
 
     def read(self, pairs: Sequence[Key]) -> OnlineRows:
         """The rows of `pairs`, which may repeat. Raises StoreDownError.

@@ -27,6 +27,8 @@ from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
 from pydantic import StrictStr
 
+from salescast.data.names import Names
+from salescast.feature_store import own_ids
 from salescast.feature_store.databases import (
     CREATE,
     DROP,
@@ -81,12 +83,15 @@ class RowOnlineStore(OnlineStore):  # type: ignore[misc]
             progress(len(data))
 
     @contextmanager
-    def replacing(self, config: RepoConfig, views: Sequence[str]) -> Iterator[None]:
+    def replacing(self, config: RepoConfig, views: Sequence[str], names: Names) -> Iterator[None]:
         """Collect what is written to `views` in the block; at its end, replace all their rows in one transaction.
+
+        The own ids in `names` are replaced with them.
 
         Readers see the rows from before or those from after. An error in the block leaves the store as it was.
         """
         self._held = {table_name(config.project, view): [] for view in views}
+        self._held[own_ids.table(config.project)] = own_ids.rows(names)
         try:
             yield
             self._open(config).replace(self._held)
@@ -121,18 +126,22 @@ class RowOnlineStore(OnlineStore):  # type: ignore[misc]
         config: RepoConfig,
         tables_to_delete: Sequence[FeatureView],
         tables_to_keep: Sequence[FeatureView],
-        entities_to_delete: Sequence[Entity],
+        entities_to_delete: Sequence[Entity],  # noqa: ARG002
         entities_to_keep: Sequence[Entity],  # noqa: ARG002
         partial: bool,  # noqa: ARG002
     ) -> None:
         database = self._open(config)
-        for view in tables_to_keep:
-            database.run(CREATE.format(table=table_name(config.project, view.name)))
-        self.teardown(config, tables_to_delete, entities_to_delete)
+        for table in (
+            *(table_name(config.project, view.name) for view in tables_to_keep),
+            own_ids.table(config.project),
+        ):
+            database.run(CREATE.format(table=table))
+        for view in tables_to_delete:
+            database.run(DROP.format(table=table_name(config.project, view.name)))
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:  # noqa: ARG002
-        for view in tables:
-            self._open(config).run(DROP.format(table=table_name(config.project, view.name)))
+        for table in (*(table_name(config.project, view.name) for view in tables), own_ids.table(config.project)):
+            self._open(config).run(DROP.format(table=table))
 
 
 def _key(key: EntityKey) -> str:

@@ -16,6 +16,7 @@ import polars as pl
 from salescast import schema
 from salescast.config import settings
 from salescast.data import dataset
+from salescast.data.names import Names
 from salescast.errors import UserError
 from salescast.runtime import checksums, code_digest
 from salescast.runtime.atomic_files import replace_file
@@ -161,7 +162,11 @@ def materialize(workdir: Workdir) -> int:
         store = open_store(workdir)
         online = store._get_provider().online_store
         # Feast's own online stores, which the benchmarks use, cannot replace all rows at once.
-        rows = online.replacing(store.config, VIEWS) if isinstance(online, RowOnlineStore) else contextlib.nullcontext()
+        rows = (
+            online.replacing(store.config, VIEWS, Names.read(workdir.raw))
+            if isinstance(online, RowOnlineStore)
+            else contextlib.nullcontext()
+        )
         with rows:
             store.materialize(first - timedelta(days=1), last + timedelta(days=1))
     return int(series)

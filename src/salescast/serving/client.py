@@ -12,6 +12,8 @@ from salescast.errors import UserError
 from salescast.schema import KEY_TYPES, KEYS, MODEL_NAME
 
 SERIES: Final = 1000  # series in one request
+OWN: Final[tuple[str, ...]] = ("store", "dept")  # fields of the retailer's own ids, in the order of KEYS
+Id = int | str
 TIMEOUT: Final = 60.0  # seconds for one answer
 
 
@@ -64,22 +66,24 @@ class Client:
         return self._json("GET", f"/v2/models/{MODEL_NAME}")
 
     def forecast(
-        self, series: Iterable[tuple[int, int]], weeks: int | None = None, quantiles: Sequence[float] = (0.1, 0.9)
+        self, series: Iterable[tuple[Id, Id]], weeks: int | None = None, quantiles: Sequence[float] = (0.1, 0.9)
     ) -> pl.DataFrame:
-        """Forecasts of `series`, pairs of store id and department id, in their order.
+        """Forecasts of `series`, pairs of store and department, in their order.
 
-        Columns: store_id, dept_id, week, horizon (1 = first week), forecast (the median), mean, p10, p90 or the
-        `quantiles` asked for, model_version. `weeks`: None for all that the model forecasts.
+        A text is the retailer's own id, a number the entity id: ("München Süd", "7"), (3, 7).
+        Columns: `store` and `dept` where texts were given, store_id, dept_id, week, horizon (1 = first week), forecast
+        (the median), mean, p10, p90 or the `quantiles` asked for, model_version. `weeks`: None for all that the model
+        forecasts.
         Raises ServerError for unknown series, features that are out of date, and a server that does not answer.
         """
         parameters: dict[str, Any] = {"quantiles": list(quantiles)} | ({} if weeks is None else {"horizon": weeks})
         rows: list[dict[str, Any]] = []
         for part in _parts(series):
-            body = {"instances": [dict(zip(KEYS, pair, strict=True)) for pair in part], "parameters": parameters}
+            body = {"instances": part, "parameters": parameters}
             answer = self._json("POST", f"/v1/models/{MODEL_NAME}:predict", body)
             for prediction in answer["predictions"]:
                 rows += _rows(prediction, answer["model_version"])
-        texts = ("week", "horizon", "model_version", *KEYS)
+        texts = ("week", "horizon", "model_version", *KEYS, *OWN)
         numbers = {name: pl.Float64() for name in (rows[0] if rows else ()) if name not in texts}
         types = {**KEY_TYPES, "week": pl.Date(), "horizon": pl.Int32(), **numbers}
         return pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
@@ -95,15 +99,19 @@ class Client:
         return values
 
 
-def _parts(series: Iterable[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
-    pairs = [(int(store), int(dept)) for store, dept in series]
-    yield from (pairs[first : first + SERIES] for first in range(0, len(pairs), SERIES))
+def _parts(series: Iterable[tuple[Id, Id]]) -> Iterator[list[dict[str, Id]]]:
+    """The instances of requests of at most SERIES."""
+    instances: list[dict[str, Id]] = []
+    for pair in series:
+        named = zip(pair, KEYS, OWN, strict=True)
+        instances.append({own if isinstance(id_, str) else key: id_ for id_, key, own in named})
+    yield from (instances[first : first + SERIES] for first in range(0, len(instances), SERIES))
 
 
 def _rows(prediction: dict[str, Any], version: str) -> Iterator[dict[str, Any]]:
     """One row a week of a prediction, whose values are lists by week."""
-    keys = {key: prediction[key] for key in KEYS}
-    levels = [name for name in prediction if name not in {*KEYS, "weeks", "forecast"}]
+    keys = {key: prediction[key] for key in (*OWN, *KEYS) if key in prediction}
+    levels = [name for name in prediction if name not in {*OWN, *KEYS, "weeks", "forecast"}]
     for number, week in enumerate(prediction["weeks"]):
         values = {name: prediction[name][number] for name in ("forecast", *levels)}
         yield {**keys, "week": date.fromisoformat(week), "horizon": number + 1, **values, "model_version": version}

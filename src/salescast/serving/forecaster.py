@@ -8,16 +8,13 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import polars as pl
 import torch
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -25,14 +22,14 @@ from salescast import schema
 from salescast.config import Settings
 from salescast.data.dataset import is_generated
 from salescast.errors import UserError
-from salescast.feature_store.databases import Database, StoreDownError, open_database, read_options
-from salescast.feature_store.online import OnlineReader, OnlineRows
-from salescast.model import bundle
-from salescast.model.bundle import UNREADABLE, Bundle
+from salescast.feature_store.databases import Key, StoreDownError, open_database, read_options
+from salescast.feature_store.online import OnlineRows
+from salescast.feature_store.own_ids import OwnId
 from salescast.model.metadata import METADATA
 from salescast.schema import MEDIAN, level_name
 from salescast.serving.availability import BusyError, RateLimit, UnavailableError
 from salescast.serving.protocol_v1 import Answer, Limits, Query, RequestError
+from salescast.serving.served import Served, open_served
 from salescast.workdir import workdir_of_repo
 
 logger = logging.getLogger(__name__)
@@ -49,47 +46,6 @@ FORECASTS = Counter("salescast_forecasts", "Weeks forecast, by the version of th
 FEATURE_AGE = Gauge("salescast_feature_age_days", "Age of the oldest row last used", multiprocess_mode="mostrecent")
 OUTSIDE = Counter("salescast_inputs_outside_training", "Values outside the range of training, by input", ["input"])
 RELOADS = Counter("salescast_bundle_reloads", "New bundles found in the model folder", ["outcome"])
-
-
-def service_views(service: str, planned: Sequence[str] = ()) -> dict[str, Mapping[str, pl.DataType]]:
-    """The views and columns, without the label, that a model trained on `service` reads online."""
-    views: dict[str, Mapping[str, pl.DataType]] = {
-        schema.SALES_VIEW: {name: kind for name, kind in schema.SALES_FEATURES.items() if name != schema.LABEL},
-        schema.STORE_VIEW: schema.STORE_FEATURES,
-    }
-    if service == schema.TRAINING_SERVICE_SEASONAL:
-        views[schema.SEASONAL_VIEW] = schema.SEASONAL_FEATURES | schema.planned_columns(planned)
-    return views
-
-
-@dataclass(frozen=True)
-class Served:
-    """One model with the reader of its features. A request is answered by the model that was served on its arrival."""
-
-    model: Bundle
-    reader: OnlineReader
-    limits: Limits
-
-    @property
-    def version(self) -> str:
-        return self.model.digest[:12]
-
-
-def open_served(folder: Path, project: str, database: Database, settings: Settings) -> Served:
-    """Load a bundle and try it on a row of nulls. Raises UserError for a bundle that cannot serve."""
-    try:
-        model = bundle.load(folder)
-        views = service_views(model.metadata.config.feature_service, model.metadata.planned)
-        columns = {**schema.KEY_TYPES, schema.TIMESTAMP: schema.TIMESTAMP_TYPE}
-        columns |= {name: kind for columns_of_view in views.values() for name, kind in columns_of_view.items()}
-        row = {name: [0] if name in schema.KEYS else [None] for name in columns} | {
-            schema.TIMESTAMP: [datetime.now(UTC)]
-        }
-        model.predict(pl.DataFrame(row, schema=columns))
-    except UNREADABLE as error:
-        raise UserError(f"bundle {folder} cannot be used: {type(error).__name__}: {error}; train again") from error
-    reader = OnlineReader(database, project, views)
-    return Served(model, reader, Limits(model.horizon, model.levels, settings.max_instances))
 
 
 class Forecaster:
@@ -182,9 +138,9 @@ class Forecaster:
         self._rate.check()
         served = self.served
         query = parse(served.limits)
-        if self._waiting and self._series_waiting + len(query.pairs) > self._settings.max_waiting:
+        if self._waiting and self._series_waiting + len(query.series) > self._settings.max_waiting:
             raise BusyError(f"{self._series_waiting} series are waiting for forecasts already; try again in a moment")
-        self._series_waiting += len(query.pairs)
+        self._series_waiting += len(query.series)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((served, query, future))
         if len(self._tasks) < THREADS:
@@ -214,20 +170,21 @@ class Forecaster:
         """The requests that have waited longest, for one model, with at most BATCH series in total."""
         total, end = 0, 0
         for served, query, _ in self._waiting:
-            total += len(query.pairs)
+            total += len(query.series)
             if end and (total > BATCH or served is not self._waiting[0][0]):
                 break
             end += 1
         batch, self._waiting = self._waiting[:end], self._waiting[end:]
-        self._series_waiting -= sum(len(query.pairs) for _, query, _ in batch)
+        self._series_waiting -= sum(len(query.series) for _, query, _ in batch)
         return batch
 
     def _answers(self, served: Served, queries: list[Query]) -> list[Answer | RequestError | UnavailableError]:
         """One read and one forecast for all queries; a query that cannot be answered does not affect the others."""
-        pairs = [pair for query in queries for pair in query.pairs]
         start = time.perf_counter()
         try:
-            rows = served.reader.read(pairs)
+            ids = served.reader.ids(own for query in queries for own in query.own_ids())
+            keys = [_keys(query, ids) for query in queries]
+            rows = served.reader.read([pair for pairs in keys if isinstance(pairs, list) for pair in pairs])
         except StoreDownError as error:
             raise UnavailableError(f"online store: {error}") from None
         read = time.perf_counter()
@@ -237,10 +194,21 @@ class Forecaster:
         self.feature_age_days = forecast.oldest_days
         answers: list[Answer | RequestError | UnavailableError] = []
         first = 0
-        for query in queries:
-            answers.append(forecast.answer(query, first))
-            first += len(query.pairs)
+        for query, pairs in zip(queries, keys, strict=True):
+            if isinstance(pairs, RequestError):
+                answers.append(pairs)
+                continue
+            answers.append(forecast.answer(query, pairs, first))
+            first += len(pairs)
         return answers
+
+
+def _keys(query: Query, ids: Mapping[OwnId, int]) -> list[Key] | RequestError:
+    """The entity ids of a query, or the error of this query alone."""
+    try:
+        return query.keys(ids)
+    except RequestError as error:
+        return error
 
 
 class _BatchForecast:
@@ -261,9 +229,9 @@ class _BatchForecast:
             for name, count in self.forecast.outside.items():
                 OUTSIDE.labels(name).inc(count)
 
-    def answer(self, query: Query, first: int) -> Answer | RequestError | UnavailableError:
+    def answer(self, query: Query, keys: list[Key], first: int) -> Answer | RequestError | UnavailableError:
         """The answer to `query`, whose first pair is at index `first` of the batch."""
-        at = self.rows.position[first : first + len(query.pairs)]
+        at = self.rows.position[first : first + len(keys)]
         if (at < 0).any():
             return self._missing(query, first, int(np.argmax(at < 0)))
         age = float(self.age_days[at].max())
@@ -273,10 +241,11 @@ class _BatchForecast:
                 f"features of instances[{number}] are {age:.1f} days old, at most {self.max_age_days:g} are allowed; "
                 "import newer sales and materialize, or set SALESCAST_MAX_FEATURE_AGE_DAYS"
             )
-        INSTANCES.inc(len(query.pairs))
-        FORECASTS.labels(self.served.version).inc(len(query.pairs) * query.horizon)
+        INSTANCES.inc(len(keys))
+        FORECASTS.labels(self.served.version).inc(len(keys) * query.horizon)
         return Answer(
             query=query,
+            keys=keys,
             forecast=self.forecast.at(MEDIAN)[at, : query.horizon],
             mean=self.forecast.mean[at, : query.horizon],
             bounds={level_name(level): self.forecast.at(level)[at, : query.horizon] for level in query.levels},
@@ -287,8 +256,7 @@ class _BatchForecast:
 
     def _missing(self, query: Query, first: int, number: int) -> RequestError | UnavailableError:
         """Why the pair `number` of `query` has no usable features."""
-        store, dept = query.pairs[number]
-        which = f"instances[{number}] (store_id {store}, dept_id {dept})"
+        which = f"instances[{number}] ({query.described(number)})"
         if first + number in self.rows.incomplete:
             return UnavailableError(f"features of {which}: {self.rows.incomplete[first + number]}; materialize again")
         return RequestError(f"{which} is unknown: the online store has no features of this pair")

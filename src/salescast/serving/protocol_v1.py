@@ -14,10 +14,13 @@ from kserve.errors import InvalidInput
 from numpy.typing import NDArray
 
 from salescast.feature_store.databases import Key
+from salescast.feature_store.own_ids import OwnId
 from salescast.schema import KEYS, MODEL_NAME
 
 INT32: Final = np.iinfo(np.int32)
 DEFAULT_LEVELS: Final = (0.1, 0.9)
+Asked = int | str  # an entity id, or the retailer's own id
+OWN: Final = {"store_id": "store", "dept_id": "dept"}  # the fields of own ids by entity
 NAMES: Final[dict[Any, str]] = {str: "a string", list: "a list", dict: "an object"}
 
 
@@ -42,9 +45,34 @@ class Limits:
 class Query:
     """A request for n series and `horizon` weeks: the median and the quantiles `levels`."""
 
-    pairs: list[Key]
+    series: list[tuple[Asked, Asked]]  # store, department
     horizon: int
     levels: tuple[float, ...]
+
+    def own_ids(self) -> list[OwnId]:
+        """The own ids to look up for `keys`."""
+        return [(key, own) for pair in self.series for key, own in zip(KEYS, pair, strict=True) if isinstance(own, str)]
+
+    def keys(self, ids: Mapping[OwnId, int]) -> list[Key]:
+        """The entity ids of the n series; `ids`: those of the known own ids. Raises RequestError for an unknown one."""
+        return [
+            (self._id(number, "store_id", store, ids), self._id(number, "dept_id", dept, ids))
+            for number, (store, dept) in enumerate(self.series)
+        ]
+
+    def described(self, number: int) -> str:
+        """The ids of a series as they were asked for."""
+        return ", ".join(
+            f"{OWN[entity]} {asked!r}" if isinstance(asked, str) else f"{entity} {asked}"
+            for entity, asked in zip(KEYS, self.series[number], strict=True)
+        )
+
+    def _id(self, number: int, entity: str, asked: Asked, ids: Mapping[OwnId, int]) -> int:
+        if not isinstance(asked, str):
+            return asked
+        if (entity, asked) not in ids:
+            raise RequestError(f"instances[{number}].{OWN[entity]} {asked[:40]!r} is unknown: no such id in the data")
+        return ids[entity, asked]
 
 
 @dataclass(frozen=True)
@@ -52,6 +80,7 @@ class Answer:
     """Forecasts of the n series of a query. NaN where a series has no history to start from."""
 
     query: Query
+    keys: list[Key]  # of the n series
     forecast: NDArray[np.float64]  # [n, H], the median
     mean: NDArray[np.float64]  # [n, H]
     bounds: dict[str, NDArray[np.float64]]  # p10, p90 ... -> [n, H]
@@ -76,7 +105,7 @@ def parse_v1(body: bytes, limits: Limits) -> Query:
     if not isinstance(parameters, dict):
         raise RequestError(f"parameters must be an object, got {describe(parameters)}")
     horizon, levels = parse_parameters(parameters, limits)
-    return Query([_pair(number, instance) for number, instance in enumerate(instances)], horizon, levels)
+    return Query([_series(number, instance) for number, instance in enumerate(instances)], horizon, levels)
 
 
 def parse_json(body: bytes) -> Any:
@@ -87,26 +116,42 @@ def parse_json(body: bytes) -> Any:
         raise RequestError(f"the body is not JSON: {error}") from None
 
 
-def _pair(number: int, instance: Any) -> Key:
+def _series(number: int, instance: Any) -> tuple[Asked, Asked]:
+    where = f"instances[{number}]"
     if not isinstance(instance, dict):
-        raise RequestError(
-            f'instances[{number}] must be an object like {{"store_id": 1, "dept_id": 3}}, got {describe(instance)}'
-        )
-    if len(instance) != len(KEYS) or not all(name in instance for name in KEYS):
-        check_names(instance, KEYS, f"instances[{number}]")
-        raise RequestError(f"instances[{number}] is missing {[name for name in KEYS if name not in instance]}")
-    store, dept = instance["store_id"], instance["dept_id"]
-    for name, value in (("store_id", store), ("dept_id", dept)):
-        if type(value) is not int or not INT32.min <= value <= INT32.max:  # excludes bool, a subclass of int
-            raise RequestError(f"instances[{number}].{name} must be a 32-bit integer, got {describe(value)}")
-    return store, dept
+        raise RequestError(f'{where} must be an object like {{"store_id": 1, "dept_id": 3}}, got {describe(instance)}')
+    check_names(instance, (*KEYS, *OWN.values()), where)
+    return _asked(where, instance, "store_id"), _asked(where, instance, "dept_id")
+
+
+def _asked(where: str, instance: Mapping[str, Any], entity: str) -> Asked:
+    """The entity id of an instance, or the own id in its place. Raises RequestError unless it has one of them."""
+    own = OWN[entity]
+    if entity in instance:
+        if own in instance:
+            raise RequestError(f"{where} has both {entity} and {own}; give one of them")
+        return check_id(instance[entity], f"{where}.{entity}")
+    if own not in instance:
+        raise RequestError(f"{where} is missing {entity}, or {own} for the retailer's own id")
+    value = instance[own]
+    if type(value) not in (int, str):
+        raise RequestError(f"{where}.{own} must be a string or a whole number, got {describe(value)}")
+    return str(value).strip()
+
+
+def check_id(value: Any, where: str) -> int:
+    """An entity id. Raises RequestError unless it is a 32-bit integer."""
+    if type(value) is not int or not INT32.min <= value <= INT32.max:  # excludes bool, a subclass of int
+        raise RequestError(f"{where} must be a 32-bit integer, got {describe(value)}")
+    return value
 
 
 def render_v1(answer: Answer) -> bytes:
-    """The V1 body of an answer, as JSON."""
+    """The V1 body of an answer, as JSON, with the own ids that were asked for."""
     weeks = np.datetime_as_string(answer.weeks)
     rows = [
         {
+            **{OWN[entity]: asked for entity, asked in zip(KEYS, series, strict=True) if isinstance(asked, str)},
             "store_id": store,
             "dept_id": dept,
             "weeks": weeks[number].tolist(),
@@ -114,7 +159,7 @@ def render_v1(answer: Answer) -> bytes:
             "mean": answer.mean[number],
             **{name: values[number] for name, values in answer.bounds.items()},
         }
-        for number, (store, dept) in enumerate(answer.query.pairs)
+        for number, (series, (store, dept)) in enumerate(zip(answer.query.series, answer.keys, strict=True))
     ]
     body = {
         "predictions": rows,

@@ -1,29 +1,33 @@
 """The V2 protocol: JSON tensors, JSON followed by binary tensors, and gRPC."""
 
 import math
+import struct
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import orjson
 from kserve import InferOutput, InferRequest, InferResponse
-from kserve.protocol.infer_type import InferInput, to_http_parameters
+from kserve.protocol.infer_type import InferInput, deserialize_bytes_tensor, to_http_parameters
 from numpy.typing import NDArray
 
 from salescast.schema import KEYS, MODEL_NAME
 from salescast.serving.protocol_v1 import (
-    INT32,
     Answer,
+    Asked,
     Limits,
     Query,
     RequestError,
     check_count,
     check_fields,
+    check_id,
     describe,
     parse_json,
     parse_parameters,
 )
+
+WIDTHS: Final = {"INT64": 8, "INT32": 4, "BYTES": 4}  # bytes of a value; of BYTES, those of its length
 
 
 def decode_v2(body: bytes, json_length: int | None) -> InferRequest:
@@ -36,7 +40,8 @@ def decode_v2(body: bytes, json_length: int | None) -> InferRequest:
     payload = parse_json(body[:json_length])
     if not isinstance(payload, dict):
         raise RequestError(f'the body must be a JSON object with "inputs", got {describe(payload)}')
-    check_fields(payload, "the body", {"inputs": list}, {"id": str, "parameters": dict, "outputs": list})
+    optional = {"id": str, "parameters": dict, "outputs": list, "model_name": str}  # KServe's client sends the name
+    check_fields(payload, "the body", {"inputs": list}, optional)
     binary = 0
     for number, tensor in enumerate(payload["inputs"]):
         where = f"inputs[{number}]"
@@ -62,19 +67,21 @@ def _binary_size(tensor: Mapping[str, Any], where: str) -> int:
     size = (tensor.get("parameters") or {}).get("binary_data_size")
     if type(size) is not int:
         raise RequestError(f"{where} is missing data (or parameters.binary_data_size)")
-    width = {"INT64": 8, "INT32": 4}.get(tensor["datatype"])
-    if width is None:
-        raise RequestError(f"{where}: datatype must be INT64, got {describe(tensor['datatype'])}")
-    if (
-        not all(type(number) is int and number > 0 for number in tensor["shape"])
-        or size != math.prod(tensor["shape"]) * width
-    ):
+    if tensor["datatype"] not in WIDTHS:
+        raise RequestError(f"{where}: datatype must be INT64 or BYTES, got {describe(tensor['datatype'])}")
+    shape = tensor["shape"]
+    positive = all(type(number) is int and number > 0 for number in shape)
+    least = math.prod(shape) * WIDTHS[tensor["datatype"]] if positive else 0
+    if not positive or size < least or (size > least and tensor["datatype"] != "BYTES"):
         raise RequestError(f"{where}: shape {tensor['shape']} does not fit binary_data_size {size}")
     return size
 
 
 def parse_v2(request: InferRequest, limits: Limits) -> Query:
-    """The query of a V2 request. Raises RequestError naming the input or parameter."""
+    """The query of a V2 request; INT64 inputs are entity ids, BYTES the retailer's own ids.
+
+    Raises RequestError naming the input or parameter.
+    """
     names = [tensor.name for tensor in request.inputs]
     if sorted(names) != sorted(KEYS):
         raise RequestError(f"inputs must be {list(KEYS)}, each once, got {names}")
@@ -94,10 +101,10 @@ def parse_v2(request: InferRequest, limits: Limits) -> Query:
     return Query(list(zip(stores, depts, strict=True)), horizon, levels)
 
 
-def _ids(tensor: InferInput, limits: Limits) -> list[int]:
-    """The ids of an INT64 or INT32 tensor of shape [n] or [n, 1]."""
-    if tensor.datatype not in ("INT64", "INT32"):
-        raise RequestError(f"input {tensor.name}: datatype must be INT64, got {tensor.datatype!r}")
+def _ids(tensor: InferInput, limits: Limits) -> list[Asked]:
+    """The ids of an INT64, INT32 or BYTES tensor of shape [n] or [n, 1]."""
+    if tensor.datatype not in WIDTHS:
+        raise RequestError(f"input {tensor.name}: datatype must be INT64 or BYTES, got {tensor.datatype!r}")
     shape = list(tensor.shape)
     if (
         not all(type(size) is int and size >= 0 for size in shape)
@@ -108,21 +115,36 @@ def _ids(tensor: InferInput, limits: Limits) -> list[int]:
     if shape[0] < 1:
         raise RequestError(f"input {tensor.name}: at least one instance is needed, got shape {shape}")
     check_count(shape[0], limits)
-    if tensor._raw_data is not None:  # gRPC's raw contents, which KServe does not expose
-        width = 8 if tensor.datatype == "INT64" else 4
-        if len(tensor._raw_data) != shape[0] * width:
-            raise RequestError(
-                f"input {tensor.name}: shape {shape} needs {shape[0] * width} bytes, got {len(tensor._raw_data)}"
-            )
-        values: list[Any] = tensor.as_numpy().reshape(-1).tolist()
-    else:
-        values = list(_flat(tensor.data or []))
+    # KServe does not expose gRPC's raw contents. BYTES are strings in JSON, bytes in gRPC.
+    values = _raw_values(tensor, shape) if tensor._raw_data is not None else list(_flat(tensor.data or []))
     if len(values) != shape[0]:
         raise RequestError(f"input {tensor.name}: shape {shape} does not fit {len(values)} values")
-    for number, value in enumerate(values):
-        if type(value) is not int or not INT32.min <= value <= INT32.max:
-            raise RequestError(f"input {tensor.name}[{number}] must be a 32-bit integer, got {describe(value)}")
-    return values
+    check = check_id if tensor.datatype != "BYTES" else _own_id
+    return [check(value, f"input {tensor.name}[{number}]") for number, value in enumerate(values)]
+
+
+def _raw_values(tensor: InferInput, shape: list[int]) -> list[Any]:
+    content: bytes = tensor._raw_data
+    if tensor.datatype == "BYTES":
+        try:
+            return list(deserialize_bytes_tensor(content).tolist())
+        except struct.error as error:
+            raise RequestError(f"input {tensor.name}: a length does not fit the bytes that follow: {error}") from None
+    needed = shape[0] * WIDTHS[tensor.datatype]
+    if len(content) != needed:
+        raise RequestError(f"input {tensor.name}: shape {shape} needs {needed} bytes, got {len(content)}")
+    return list(tensor.as_numpy().reshape(-1).tolist())
+
+
+def _own_id(value: Any, where: str) -> str:
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{where} must be UTF-8: {error}") from None
+    if not isinstance(value, str):
+        raise RequestError(f"{where} must be a string, got {describe(value)}")
+    return value.strip()
 
 
 def _flat(values: Sequence[Any]) -> Iterator[Any]:

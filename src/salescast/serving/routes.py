@@ -40,9 +40,13 @@ Id = Annotated[int, Field(strict=True, ge=int(INT32.min), le=int(INT32.max))]
 
 
 class Instance(BaseModel):
+    """`store_id` and `dept_id`, or in their place `store` and `dept`, the retailer's own ids."""
+
     model_config = ConfigDict(extra="forbid")
-    store_id: Id
-    dept_id: Id
+    store_id: Id | None = None
+    dept_id: Id | None = None
+    store: str | int | None = None
+    dept: str | int | None = None
 
 
 class Parameters(BaseModel):
@@ -62,10 +66,12 @@ class ForecastRequest(BaseModel):
 class Prediction(BaseModel):
     """Forecasts by week; null where the series has no history to start from. Quantiles as p10, p90 ...
 
-    `forecast` is the median; `mean` is what to add up.
+    `forecast` is the median; `mean` is what to add up. `store` and `dept`: the own ids asked for.
     """
 
     model_config = ConfigDict(extra="allow")
+    store: str | None = None
+    dept: str | None = None
     store_id: int
     dept_id: int
     weeks: list[str]

@@ -17,6 +17,7 @@ from salescast.errors import UserError
 from salescast.runtime import parquet, processes
 from salescast.runtime.processes import Service, free_port
 from salescast.schema import KEYS, MODEL_NAME
+from salescast.serving.protocol_v1 import OWN
 from salescast.tracking import champion
 from salescast.workdir import Workdir
 
@@ -63,7 +64,8 @@ def ask(work: Workdir, model_dir: Path | None = None) -> list[dict[str, Any]]:
     """
     offline = parquet.read(work.forecasts, "run `salescast forecast --all` again")
     largest = offline.group_by(KEYS).agg(pl.col("forecast").sum()).sort("forecast", descending=True).head(SERIES)
-    instances = largest.select(KEYS).to_dicts()
+    keys, names = largest.select(KEYS).to_dicts(), Names.read(work.raw)
+    instances = [{own: str(names.name_of(key, pair[key])) for key, own in OWN.items()} for pair in keys]
     with server(work, model_dir) as url, httpx.Client(base_url=url, timeout=processes.QUIET, trust_env=False) as client:
         path = f"/v1/models/{MODEL_NAME}:predict"
         try:
@@ -79,17 +81,8 @@ def ask(work: Workdir, model_dir: Path | None = None) -> list[dict[str, Any]]:
     if response.status_code != httpx.codes.OK:
         raise UserError(f"the forecast server answered {response.status_code}: {response.text[:200]}")
     answers: list[dict[str, Any]] = response.json()["predictions"]
-    for keys, answer in zip(instances, answers, strict=True):
-        expected = offline.filter(*(pl.col(key) == value for key, value in keys.items())).sort("horizon")["forecast"]
+    for instance, pair, answer in zip(instances, keys, answers, strict=True):
+        expected = offline.filter(*(pl.col(key) == value for key, value in pair.items())).sort("horizon")["forecast"]
         if not np.allclose(answer["forecast"], expected.to_numpy(), rtol=TOLERANCE, atol=TOLERANCE):
-            raise UserError(f"the server's forecast of {keys} is not the offline forecast; materialize again")
-    names = Names.read(work.raw)
-    return [
-        {
-            "store": names.name_of("store_id", answer["store_id"]),
-            "dept": names.name_of("dept_id", answer["dept_id"]),
-            **answer,
-            "milliseconds": round(milliseconds, 1),
-        }
-        for answer in answers
-    ]
+            raise UserError(f"the server's forecast of {instance} is not the offline forecast; materialize again")
+    return [{**answer, "milliseconds": round(milliseconds, 1)} for answer in answers]

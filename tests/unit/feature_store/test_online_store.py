@@ -25,7 +25,7 @@ from salescast.feature_store.online import OnlineReader
 from salescast.feature_store.online_store import RowOnlineStore, _json, _nan
 from salescast.pipeline import stages
 from salescast.schema import TRAINING_SERVICE
-from salescast.serving.forecaster import service_views
+from salescast.serving.served import service_views
 from salescast.workdir import Workdir
 
 COLUMNS = {"number": Float32, "count": Int32, "size": Int64, "kind": String, "weeks": Array(Float32)}

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from kserve import InferRequest, InferResponse
 from kserve.protocol.grpc.grpc_predict_v2_pb2 import ModelInferRequest
 
-from salescast.schema import level_name
+from salescast.schema import KEYS, level_name
 from salescast.serving.protocol_v1 import Answer, Limits, Query, RequestError, TooLargeError, parse_v1, render_v1
 from salescast.serving.protocol_v2 import decode_v2, parse_v2, respond_v2
 
 LIMITS = Limits(horizon=8, levels=(0.1, 0.2, 0.5, 0.8, 0.9), instances=5)
+OWN_FIELDS = ("store", "dept")
 IDS = st.integers(-(2**31), 2**31 - 1)
 GOOD = {"store_id": 1, "dept_id": 3}
 
@@ -74,6 +75,41 @@ def test_binary_tensors_and_grpc_read_the_same_query(pairs: list[tuple[int, int]
     assert parse_v2(InferRequest.from_grpc(request), LIMITS) == Query(pairs, 2, (0.1, 0.9))
 
 
+OWN = st.text(min_size=1, max_size=12).map(str.strip)
+
+
+@given(st.lists(st.tuples(IDS | OWN, IDS | OWN), min_size=1, max_size=5))
+def test_v1_and_v2_read_own_ids(pairs: list[tuple[int | str, int | str]]) -> None:
+    instances = [
+        {own if isinstance(value, str) else key: value for value, key, own in zip(pair, KEYS, OWN_FIELDS, strict=True)}
+        for pair in pairs
+    ]
+    assert v1({"instances": instances}).series == pairs
+    texts = [(str(store), str(dept)) for store, dept in pairs]
+    body = tensors(*([pair[at] for pair in texts] for at in (0, 1)))
+    for tensor in body["inputs"]:
+        tensor["datatype"] = "BYTES"
+    assert v2(body).series == texts
+    request = ModelInferRequest(model_name="sales-forecast")
+    for at, key in enumerate(KEYS):
+        request.inputs.add(name=key, datatype="BYTES", shape=[len(texts)])
+        encoded = [pair[at].encode() for pair in texts]
+        request.raw_input_contents.append(b"".join(len(text).to_bytes(4, "little") + text for text in encoded))
+    assert parse_v2(InferRequest.from_grpc(request), LIMITS).series == texts
+
+
+@given(st.binary(max_size=24))
+def test_any_bytes_of_own_ids_are_a_query_or_a_request_error(content: bytes) -> None:
+    request = ModelInferRequest(model_name="sales-forecast")
+    for key in KEYS:
+        request.inputs.add(name=key, datatype="BYTES", shape=[1])
+        request.raw_input_contents.append(content)
+    try:
+        assert len(parse_v2(InferRequest.from_grpc(request), LIMITS).series) == 1
+    except RequestError as error:
+        assert error.reason
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
@@ -87,6 +123,8 @@ def test_binary_tensors_and_grpc_read_the_same_query(pairs: list[tuple[int, int]
                         "parameters",
                         "store_id",
                         "dept_id",
+                        "store",
+                        "dept",
                         "name",
                         "shape",
                         "data",
@@ -137,7 +175,7 @@ def an_answer(n: int = 2, horizon: int = 3) -> Answer:
     grid = np.arange(n * horizon, dtype=float).reshape(n, horizon)
     weeks = np.datetime64("2025-01-31") + 7 * np.arange(horizon) + np.zeros((n, 1), int)
     query = Query([(1, number) for number in range(n)], horizon, (0.1, 0.9))
-    return Answer(query, grid, grid + 0.5, {"p10": grid - 1, "p90": grid + 1}, weeks, "abc", 1.5)
+    return Answer(query, query.keys({}), grid, grid + 0.5, {"p10": grid - 1, "p90": grid + 1}, weeks, "abc", 1.5)
 
 
 def test_a_v1_answer_has_weeks_version_and_age() -> None:
