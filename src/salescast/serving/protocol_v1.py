@@ -17,10 +17,11 @@ from salescast.feature_store.databases import Key
 from salescast.feature_store.own_ids import OwnId
 from salescast.schema import KEYS, MODEL_NAME
 
-INT32: Final = np.iinfo(np.int32)
+SMALLEST, LARGEST = int(np.iinfo(np.int32).min), int(np.iinfo(np.int32).max)  # entity ids
 DEFAULT_LEVELS: Final = (0.1, 0.9)
 Asked = int | str  # an entity id, or the retailer's own id
 OWN: Final = {"store_id": "store", "dept_id": "dept"}  # the fields of own ids by entity
+FIELDS: Final = (*KEYS, *OWN.values())
 NAMES: Final[dict[Any, str]] = {str: "a string", list: "a list", dict: "an object"}
 
 
@@ -120,7 +121,7 @@ def _series(number: int, instance: Any) -> tuple[Asked, Asked]:
     where = f"instances[{number}]"
     if not isinstance(instance, dict):
         raise RequestError(f'{where} must be an object like {{"store_id": 1, "dept_id": 3}}, got {describe(instance)}')
-    check_names(instance, (*KEYS, *OWN.values()), where)
+    check_names(instance, FIELDS, where)
     return _asked(where, instance, "store_id"), _asked(where, instance, "dept_id")
 
 
@@ -141,7 +142,7 @@ def _asked(where: str, instance: Mapping[str, Any], entity: str) -> Asked:
 
 def check_id(value: Any, where: str) -> int:
     """An entity id. Raises RequestError unless it is a 32-bit integer."""
-    if type(value) is not int or not INT32.min <= value <= INT32.max:  # excludes bool, a subclass of int
+    if type(value) is not int or not SMALLEST <= value <= LARGEST:  # excludes bool, a subclass of int
         raise RequestError(f"{where} must be a 32-bit integer, got {describe(value)}")
     return value
 

@@ -30,13 +30,13 @@ from starlette.requests import ClientDisconnect
 from salescast.schema import MODEL_NAME
 from salescast.serving import pages
 from salescast.serving.availability import BusyError, UnavailableError
-from salescast.serving.protocol_v1 import INT32, RequestError, TooLargeError
+from salescast.serving.protocol_v1 import LARGEST, SMALLEST, RequestError, TooLargeError
 
 logger = logging.getLogger(__name__)
 
 JSON_LENGTH: Final = "inference-header-content-length"  # V2: length of the JSON before binary tensors
 JSON_TYPES: Final = ("application/json", "application/octet-stream")
-Id = Annotated[int, Field(strict=True, ge=int(INT32.min), le=int(INT32.max))]
+Id = Annotated[int, Field(strict=True, ge=SMALLEST, le=LARGEST)]
 
 
 class Instance(BaseModel):
