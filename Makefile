@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test long quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving pictures manifests rehearse fuzz faults soak dist image sbom audit pin clean
+.PHONY: help setup run test long quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving bench-import pictures manifests rehearse fuzz faults soak dist image sbom audit pin clean
 
 help:  ## print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench-accuracy-once: setup  ## the same from four origins not looked at before, 
 
 bench-training: setup  ## samples per second beside the usual DataLoader + DDP
 	$(BIN)/python benchmarks/training.py --write
+
+bench-import: setup  ## import of 10 million receipts, beside plain Polars
+	$(BIN)/python benchmarks/importing.py --write
 
 bench-serving: setup  ## latency and throughput of the forecast server
 	$(BIN)/python benchmarks/serving.py --write
