@@ -86,7 +86,7 @@ image:  ## build the image of every pod as IMAGE, on BASE_IMAGE
 		--build-arg REVISION=$$(git rev-parse HEAD) --tag $(IMAGE) .
 
 fuzz: setup  ## import 16,000 mutated files: no traceback, no row lost (bounded: 30 minutes)
-	FUZZ_EXAMPLES=12000 timeout 1800 $(BIN)/python -m pytest tests/data/test_import.py -k mutated
+	FUZZ_EXAMPLES=12000 timeout 1800 $(BIN)/python -m pytest tests/data/test_fuzz.py
 
 faults: setup  ## break everything on purpose, many times, and write docs/reliability.md (Linux; some of it as root)
 	FAULT_ROUNDS=$(or $(ROUNDS),5) PYTHONPATH=tests/faults $(BIN)/python -m pytest -p ledger -m fault --reliability docs/reliability.md --timeout 7200

@@ -1,7 +1,6 @@
 """Import of a retailer's files: every row is accepted, part of the plan, or rejected with a reason."""
 
 import csv
-import io
 import os
 import re
 from collections import Counter
@@ -152,115 +151,6 @@ def test_rows_are_accepted_and_rejected_as_by_a_loop(tmp_path: Path, drawn: list
     assert report.gaps == span - len(accepted)
     assert report.dataset.series == len(by_series)
     assert (tmp_path / "raw" / dataset.REJECTED).exists() == bool(rejected)
-
-
-# --- mutated files ---------------------------------------------------------------------------------------------------
-
-BASE = io.StringIO()
-csv.writer(BASE, lineterminator="\n").writerows(
-    [
-        [*HEADER, "IsHoliday"],
-        *((s, d, week(k), f"{100 * s + k}.25", "TRUE") for s in (1, 2) for d in (1, 2) for k in range(4)),
-    ]
-)
-PIECES = [
-    b",",
-    b"\n",
-    b"\r",
-    b"\r\n",
-    b'"',
-    b'""',
-    b",,,,",
-    b"\xff",
-    b"\0",
-    b"-",
-    b"e",
-    b"NA",
-    b";",
-    b"\xef\xbb\xbf",
-    b" ",
-    b"9",
-]
-mutation = st.tuples(
-    st.sampled_from(["insert", "delete", "overwrite", "repeat"]),
-    st.integers(0, 600),
-    st.integers(1, 40),
-    st.sampled_from(PIECES) | st.binary(min_size=1, max_size=4),
-)
-
-
-def mutated(mutations: list[tuple[str, int, int, bytes]], content: bytes = BASE.getvalue().encode()) -> bytes:
-    for how, where, length, piece in mutations:
-        at = where % (len(content) + 1)
-        match how:
-            case "insert":
-                content = content[:at] + piece + content[at:]
-            case "delete":
-                content = content[:at] + content[at + length :]
-            case "overwrite":
-                content = content[:at] + piece + content[at + len(piece) :]
-            case _:
-                content = content[:at] + content[at : at + length] + content[at:]
-    return content
-
-
-def lines_with_content(text: str) -> int:
-    return sum(bool(re.sub(r'[",;|\s]', "", line)) for line in re.split(r"\r\n|\r|\n", text))
-
-
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(mutation, min_size=1, max_size=6))
-def test_no_line_of_a_mutated_file_is_lost(tmp_path: Path, mutations: list[tuple[str, int, int, bytes]]) -> None:
-    """Either a one-line error, or each line below the header is a used row or is in the report."""
-    path = tmp_path / "sales.csv"
-    path.write_bytes(mutated(mutations))
-    try:
-        report = ingest.import_sales(path, None, None, tmp_path / "raw", skip_bad_rows=True, weeks=Weeks(daily=False))
-    except UserError as error:
-        assert "\n" not in str(error)
-        return
-    assert balanced(report)
-    file = report.files[0]
-    assert report.dataset.rows == dataset.load(tmp_path / "raw").sales.collect().height == file.accepted
-    listed = sum(
-        1 if column is not None or "second row" in reason else lines_with_content(value)
-        for column, value, reason in report.rejected.select("column", "value", "reason").iter_rows()
-    )
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    text = content.decode("cp1252" if "Windows-1252" in file.notes else "utf-8", errors="replace")
-    above = next((int(note.split()[-1]) for note in file.notes if note.startswith("header in row")), 1)
-    lines = re.split(r"\r\n|\r|\n", text)
-    assert lines_with_content("\n".join(lines[above:])) == file.rows - file.rejected + listed
-
-
-CONDITIONS = f"Store,Date,Temperature,CPI\n1,{week(0)},70.5,NA\n1,{week(1)},71,200.5\n2,{week(0)},60,201\n".encode()
-KINDS = b"Store,Type,Size,Region\n1,A,100,north\n2,B,,south\n"
-TYPED = io.BytesIO()
-pl.read_csv(io.StringIO(BASE.getvalue()), try_parse_dates=True).write_parquet(TYPED)
-
-
-@settings(max_examples=EXAMPLES // 3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["features", "stores", "parquet"]), st.lists(mutation, min_size=1, max_size=6))
-def test_mutated_other_files_and_parquet_are_read_or_refused(
-    tmp_path: Path, which: str, mutations: list[tuple[str, int, int, bytes]]
-) -> None:
-    sales = tmp_path / ("sales.parquet" if which == "parquet" else "sales.csv")
-    sales.write_bytes(mutated(mutations, TYPED.getvalue()) if which == "parquet" else BASE.getvalue().encode())
-    others = {"features": CONDITIONS, "stores": KINDS}
-    for name, content in others.items():
-        (tmp_path / f"{name}.csv").write_bytes(mutated(mutations, content) if which == name else content)
-    try:
-        report = ingest.import_sales(
-            sales, tmp_path / "features.csv", tmp_path / "stores.csv", tmp_path / "raw", skip_bad_rows=True
-        )
-    except UserError as error:
-        assert "\n" not in str(error)
-        return
-    assert balanced(report)
-    raw = dataset.load(tmp_path / "raw")
-    assert raw.sales.collect().height == report.files[0].accepted
-    # Without a column of stores a row holds for all of them.
-    assert raw.store_weeks.height <= report.files[1].accepted * raw.meta.stores
 
 
 # --- reasons, one by one ---------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import gzip
 import io
 import lzma
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ _UNPACK: Final[dict[bytes, tuple[str, Callable[[bytes], bytes]]]] = {
     b"BZh": ("bzip2", bz2.decompress),
     b"\xfd7zXZ": ("xz", lzma.decompress),
 }
+# RuntimeError: a zip archive with a password; NotImplementedError: one with a method that Python lacks.
+_DAMAGED: Final = (
+    zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, NotImplementedError, fastexcel.FastExcelError
+)  # fmt: skip
 _WORKBOOKS: Final = ("xl/workbook.xml", "xl/workbook.bin", "content.xml")
 
 
@@ -76,7 +81,7 @@ def read_table(path: Path, sheet: str | None = None) -> Table:
         with path.open("rb") as file:
             start = file.read(8)
         table = _read_parquet(path) if start.startswith(b"PAR1") else _read_bytes(path, start, sheet)
-    except (OSError, EOFError, ValueError, lzma.LZMAError, zipfile.BadZipFile, fastexcel.FastExcelError) as error:
+    except (OSError, EOFError, ValueError, *_DAMAGED) as error:
         raise UserError(f"{path} cannot be read ({short(str(error), 200)}); is the file complete?") from None
     except (pa.ArrowException, csv.Error, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path} cannot be read ({short(str(error), 200)}); give CSV, Excel or Parquet") from None
