@@ -46,8 +46,9 @@ def run(
 
     `sales`, `features`, `stores`: a file (CSV, Excel, Parquet), or a frame (Polars, pandas, Arrow), with the columns
     that docs/your-data.md describes; without sales, demo data. `import_options` are those of `ingest.import_sales`:
-    mapping, planned, open_days, country, skip_bad_rows, and those on the form of the files. `cutoffs`: last weeks with
-    known sales of the backtest. `horizon`: weeks ahead, 1 to 52; None: SALESCAST_HORIZON, else 8.
+    products (a file or a frame), mapping, planned, open_days, country, skip_bad_rows, and those on the form of the
+    files. `cutoffs`: last weeks with known sales of the backtest. `horizon`: weeks ahead, 1 to 52; None:
+    SALESCAST_HORIZON, else 8.
 
     Raises UserError when the data or a setting cannot be used, or another process holds the workdir.
     """

@@ -26,7 +26,13 @@ class ImportOptions:
     """The options of `data import` and `run` besides --sales."""
 
     features: Annotated[Path | None, _option("File with Store, Date and columns of the week.", panel=_FILES)] = None
-    stores: Annotated[Path | None, _option("File with Store, Type, Size, Region.", panel=_FILES)] = None
+    stores: Annotated[
+        Path | None, _option("File with Store, Type, Size, Region, Label, Opened, Closed.", panel=_FILES)
+    ] = None
+    products: Annotated[
+        Path | None,
+        _option("File with Dept, Label, Category, Brand, Price_Class, Listed, Delisted.", panel=_FILES),
+    ] = None
     rename: Annotated[list[str], _option("NAME=COLUMN, when a column has another name.", "--map", panel=_FILES)] = (
         field(default_factory=list)
     )
@@ -56,6 +62,7 @@ class ImportOptions:
 
         starts, ends = (None if day is None else weekday_of(day) for day in (self.week_starts, self.week_ends))
         return {
+            "products": self.products,
             "mapping": mapping_of(self.rename),
             "planned": names_of(self.planned),
             "open_days": self.open_days,

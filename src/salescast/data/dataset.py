@@ -3,6 +3,7 @@
 sales.parquet        RAW_SALES, observed rows only, sorted by store, department, week
 store_weeks.parquet  RAW_STORE_WEEKS, covariates by store and week; may go beyond the last week with sales
 stores.parquet       RAW_STORES
+attributes.parquet   only with labels, categories or dates of stores and products: `attributes.Attributes`
 names.parquet        only with ids that are not numbers of 32 bits: `names.Names`
 plan.parquet         only with planned inputs: store_id, dept_id (null = every department of the store), week,
                      known_at (null = always known) and one Float32 column for each planned input
@@ -25,6 +26,7 @@ import pyarrow as pa
 from feast_asof.parquet import FileWriter
 from salescast import retail_calendar
 from salescast.data import demo
+from salescast.data.attributes import Attributes
 from salescast.errors import UserError
 from salescast.retail_calendar import WEEK
 from salescast.runtime.atomic_files import replace_dir
@@ -106,6 +108,7 @@ class Raw:
     store_weeks: pl.DataFrame
     stores: pl.DataFrame
     plan: pl.LazyFrame | None
+    attributes: Attributes = field(default_factory=lambda: Attributes.of([]))
 
 
 def load(raw_dir: Path) -> Raw:
@@ -121,6 +124,7 @@ def load(raw_dir: Path) -> Raw:
         store_weeks=_scan(raw_dir / STORE_WEEKS, RAW_STORE_WEEKS).collect(),
         stores=_scan(raw_dir / STORES, RAW_STORES).collect(),
         plan=plan,
+        attributes=Attributes.read(raw_dir),
     )
 
 

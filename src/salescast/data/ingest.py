@@ -10,6 +10,8 @@ import polars as pl
 
 from salescast import retail_calendar
 from salescast.data import gaps as gap_rules
+from salescast.data.attributes import FILE as ATTRIBUTES
+from salescast.data.attributes import SCHEMA as ATTRIBUTES_SCHEMA
 from salescast.data.dataset import (
     PLAN,
     PLAN_KEYS,
@@ -29,6 +31,7 @@ from salescast.data.import_report import ImportReport, opening_days, reasons, se
 from salescast.data.names import FILE as NAMES
 from salescast.data.names import SCHEMA as NAMES_SCHEMA
 from salescast.data.names import Names
+from salescast.data.plan import plan_table
 from salescast.data.records import Records
 from salescast.data.validation import COLUMNS, STOCK, Form, Source, labels_of
 from salescast.data.weeks import Weeks
@@ -38,7 +41,8 @@ from salescast.schema import KEYS, LABEL, RAW_SALES, RAW_STORE_WEEKS, RAW_STORES
 
 _SALES: Final = ("Store", "Dept", "Date", "Weekly_Sales", "known_at")
 _FEATURES: Final = ("Store", "Dept", "Date", "Temperature", "Fuel_Price", "CPI", "Unemployment", "known_at")
-_STORES: Final = ("Store", "Type", "Size", "Region")
+_STORES: Final = ("Store", "Type", "Size", "Region", "Label", "Opened", "Closed")
+_PRODUCTS: Final = ("Dept", "Label", "Category", "Brand", "Price_Class", "Listed", "Delisted")
 # Names that a planned column must not have, because they mean something else in the plan.
 _RESERVED: Final = frozenset({"Store", "Dept", "Date", "Weekly_Sales", *PLAN_KEYS})
 
@@ -49,6 +53,7 @@ def import_sales(
     stores: Path | None,
     out: Path,
     *,
+    products: Path | None = None,
     mapping: Mapping[str, str] | None = None,
     planned: Sequence[str] = (),
     open_days: str | None = None,
@@ -63,6 +68,7 @@ def import_sales(
     """Validate files of sales and write them as the dataset folder `out`, replacing it.
 
     A path is a file (CSV, Excel or Parquet), a folder of files or a pattern such as `sales/*.csv`.
+    `products`: a file with a row for each department: label, category, brand, price class, first and last day.
     `mapping`: standard column name (see `validation.COLUMNS`) -> name in the files. `planned`: columns of the sales
     file (per series and week) or of the features file (per store and week) that are known ahead; numbers or yes/no.
     `open_days`: the planned column with the number of days of the week on which the store is open. `out_of_stock`: the
@@ -80,9 +86,10 @@ def import_sales(
     sold = _source(sales, _SALES, mapping, planned, form, open_days, stock, wide)
     conditions = _source(features, _FEATURES, mapping, planned, form, open_days) if features else None
     static = _source(stores, _STORES, mapping, (), form) if stores else None
-    sources = [source for source in (sold, conditions, static) if source is not None]
+    goods = _source(products, _PRODUCTS, mapping, (), form) if products else None
+    sources = [source for source in (sold, conditions, static, goods) if source is not None]
     _check_used(sources, mapping, planned, out_of_stock)
-    records = Records(sold, conditions, static, Names.read(out), planned, open_days)
+    records = Records(sold, conditions, static, goods, Names.read(out), planned, open_days)
     records.check(weeks)
     rejected = pl.concat(source.rejected() for source in sources)
     if not records.usable or (rejected.height and not skip_bad_rows):
@@ -93,7 +100,7 @@ def import_sales(
 def _import(records: Records, source: str, country: str, gaps: str, rejected: pl.DataFrame, out: Path) -> ImportReport:
     """Write the rows that no rule has rejected, and say what became of all."""
     table, decision = records.sales(gaps)
-    plan = records.plan()
+    plan = plan_table(records, table)
     dataset = Dataset(
         source=source,
         rows=table.height,
@@ -224,6 +231,8 @@ def _write(
             digests.append(write_table(folder / PLAN, plan_schema, plan))
         if records.names.needed:
             digests.append(write_table(folder / NAMES, NAMES_SCHEMA, records.names.table))
+        if (attributes := records.attributes.table).height:
+            digests.append(write_table(folder / ATTRIBUTES, ATTRIBUTES_SCHEMA, attributes))
         if rejected.height:
             rejected.write_csv(folder / REJECTED)
         dataset = replace(dataset, digest=combine_digests(digests))

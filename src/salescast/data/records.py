@@ -1,15 +1,16 @@
 """The rules across rows and files, and the tables of the dataset that the rows become."""
 
-from collections.abc import Mapping
+from functools import cached_property
 from typing import Final
 
 import polars as pl
 
 from salescast.data import gaps as gap_rules
 from salescast.data import weeks as week_rules
-from salescast.data.dataset import PLAN_KEYS
+from salescast.data.attributes import Attributes
 from salescast.data.import_report import FileReport
 from salescast.data.names import ENTITIES, Names, are_numbers, is_canonical
+from salescast.data.raw_tables import conform, with_keys
 from salescast.data.readers import ROW
 from salescast.data.suspects import check_currency, reject_far_dates
 from salescast.data.validation import PLANNED, STOCK, Source
@@ -34,19 +35,20 @@ class Records:
         sold: Source,
         conditions: Source | None,
         static: Source | None,
+        goods: Source | None,
         names: Names,
         planned: tuple[str, ...],
         open_days: str | None,
     ) -> None:
-        self.sold, self.conditions, self.static = sold, conditions, static
-        self.sources = [source for source in (sold, conditions, static) if source is not None]
+        self.sold, self.conditions, self.static, self.goods = sold, conditions, static, goods
+        self.sources = [source for source in (sold, conditions, static, goods) if source is not None]
         self.names, self.open_days, self.decisions = names, open_days, list[str]()
         self.planned = planned
         self.usable = True
         self.second_rows: str | None = None
         self._left_out = pl.DataFrame(schema={ROW: pl.Int64})
         self._empty = sold.rows.clear()
-        self._derived: pl.DataFrame | None = None
+        self.derived: pl.DataFrame | None = None
 
     def check(self, weeks: Weeks) -> None:
         """Apply the rules across rows and files.
@@ -61,6 +63,11 @@ class Records:
                 known = self.static.rows["store_id"].implode()
                 reason = f"{self.sold.label['store_id']} is not in {self.static.path.name}"
                 self.sold.keep(pl.col("store_id").is_in(known), reason, "store_id")
+        if self.goods is not None:
+            self.goods.keep_unique("dept_id")
+            unsold = self.goods.rows.filter(~pl.col("dept_id").is_in(with_keys(self.sold.rows)["dept_id"].implode()))
+            if unsold.height:
+                self.decisions.append(f"{unsold.height:,} of {self.goods.path.name} have no sales")
         reject_far_dates(self.sold)
         self._set_empty_aside()
         observed = self.sold.rows.filter(pl.col(LABEL).is_not_null())
@@ -167,7 +174,7 @@ class Records:
 
         `gaps` is one of `gaps.GAPS`.
         """
-        days = _with_keys(self._observed()).with_columns(
+        days = with_keys(self._observed()).with_columns(
             week_rules.week_of(pl.col("week"), self.dated.last_day).alias("of")
         )
         if self.summed or self.dated.moved:
@@ -179,7 +186,7 @@ class Records:
         without = gap_rules.missing(table)
         # A row without an amount, or one that is left out, says that the amount is unknown.
         unused = self.sold.rows.join(self._observed().select(ROW), on=ROW, how="anti")
-        unknown = _with_keys(pl.concat([unused, self._empty]))
+        unknown = with_keys(pl.concat([unused, self._empty]))
         weeks = unknown.select(*KEYS, week_rules.week_of(pl.col("week"), self.dated.last_day))
         without = without.join(weeks, on=[*KEYS, "week"], how="anti")
         decision, why = (gaps, "as given") if gaps != "auto" else gap_rules.decide(table, without.height)
@@ -197,7 +204,7 @@ class Records:
         inside = pl.col("of") != pl.col("of").min()  # the first week may begin before the data
         found = sold.filter(inside & (usual >= _USUALLY_OPEN))
         if found["n"].n_unique() > 1:
-            self._derived = found.select(
+            self.derived = found.select(
                 "store_id", pl.col("of").alias("week"), pl.col("n").cast(pl.Float32).alias(OPEN_DAYS)
             )
             self.open_days, self.planned = OPEN_DAYS, (*self.planned, OPEN_DAYS)
@@ -205,33 +212,11 @@ class Records:
                 f"opening days of {found['store_id'].n_unique():,} stores are counted from their days"
             )
 
-    def plan(self) -> pl.DataFrame | None:
-        """The content of plan.parquet, sorted; None when nothing is planned. Call `sales` before."""
-        if not self.planned:
-            return None
-        sources = [source for source in (self.sold, self.conditions) if source is not None and source.planned]
-        plans = [self._planned_rows(source) for source in sources]
-        if self._derived is not None:
-            schema = {**PLAN_KEYS, **dict.fromkeys(self.planned, pl.Float32())}
-            plans.append(_of_stores(conform(self._derived, schema)))
-        return pl.concat(plans).sort(*KEYS, "week", nulls_last=False)
-
-    def _planned_rows(self, source: Source) -> pl.DataFrame:
-        """The rows of a file that have a planned value, in the form of plan.parquet; the mean of the days of a week."""
-        rows = source.rows.rename({PLANNED + name: name for name in source.planned}, strict=True)
-        rows = rows.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in source.planned))
-        if "store_id" not in rows.columns and source is not self.sold:
-            rows = rows.join(_with_keys(self.sold.rows).select("store_id").unique(), how="cross")
-        keys = [name for name in ("store_id", "dept_id", "known_at") if name in rows.columns]
-        week = week_rules.week_of(pl.col("week"), self.dated.last_day)
-        daily = self.dated.daily
-        values = [
-            pl.col(name).sum() if daily and name == self.open_days else pl.col(name).mean() for name in source.planned
-        ]
-        found = rows.group_by(*keys, week).agg(values) if self.dated.moved or self.summed else rows
-        table = conform(found, {**PLAN_KEYS, **dict.fromkeys(self.planned, pl.Float32())})
-        every = source is not self.sold and "dept_id" not in source.label
-        return _of_stores(table) if every else table
+    @cached_property
+    def attributes(self) -> Attributes:
+        """Labels, groups and dates of stores and products."""
+        files = zip(KEYS, (self.static, self.goods), strict=True)
+        return Attributes.of([(entity, source.rows) for entity, source in files if source is not None])
 
     def store_weeks(self) -> pl.DataFrame:
         """The table of the conditions of stores by week (RAW_STORE_WEEKS, sorted)."""
@@ -239,7 +224,7 @@ class Records:
             return pl.DataFrame(schema=RAW_STORE_WEEKS)
         rows = self.conditions.rows
         if "store_id" not in rows.columns:
-            rows = rows.join(_with_keys(self.sold.rows).select("store_id").unique(), how="cross")
+            rows = rows.join(with_keys(self.sold.rows).select("store_id").unique(), how="cross")
         present = [name for name in _CONDITIONS if name in rows.columns]
         if "known_at" in rows.columns:
             rows = rows.sort("known_at", nulls_last=False)
@@ -270,20 +255,3 @@ class Records:
             left_out=left_out,
             notes=tuple(source.notes),
         )
-
-
-def conform(rows: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Parsed rows as a raw table: its columns (null where the file has none), its types, sorted by keys and week."""
-    columns = [pl.col(name) if name in rows.columns else pl.lit(None).alias(name) for name in schema]
-    keys = [pl.lit(0).alias(name) for name in KEYS if name in schema and name not in rows.columns]
-    table = rows.select(columns).with_columns(keys)
-    return table.cast(pl.Schema(schema)).sort([name for name in (*KEYS, "week") if name in schema])
-
-
-def _of_stores(plan: pl.DataFrame) -> pl.DataFrame:
-    return plan.with_columns(dept_id=pl.lit(None, pl.Int32))
-
-
-def _with_keys(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows with both keys; a file without a column of stores or departments has store or department 0."""
-    return rows.with_columns(pl.lit(0, pl.Int32).alias(name) for name in KEYS if name not in rows.columns)

@@ -6,12 +6,14 @@ Inside, columns have the names of the dataset (`COLUMNS`); reasons name them as 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Final
 
 import polars as pl
 
 from salescast import retail_calendar
 from salescast.data import names, plain
+from salescast.data.attributes import GROUPS
 from salescast.data.readers import ROW, Table, short
 from salescast.errors import UserError
 from salescast.schema import KEYS, LABEL
@@ -29,6 +31,14 @@ COLUMNS: Final[dict[str, str]] = {
     "Type": "store_type",
     "Size": "store_size",
     "Region": "region",
+    "Label": "label",
+    "Category": "category",
+    "Brand": "brand",
+    "Price_Class": "price_class",
+    "Listed": "begins",
+    "Delisted": "ends",
+    "Opened": "begins",
+    "Closed": "ends",
     "known_at": "known_at",
 }
 REQUIRED: Final = ("Date", "Weekly_Sales")
@@ -43,7 +53,9 @@ REJECTED: Final[dict[str, pl.DataType]] = {
     "value": pl.String(),
     "reason": pl.String(),
 }
-_TEXTS: Final = (*KEYS, "store_type", "region")
+_TEXTS: Final = (*KEYS, "store_type", "region", "label", *GROUPS)
+_DATES: Final = ("begins", "ends")
+_NO_DATE: Final = date(1, 1, 1)  # stands for a cell that is not a date
 _VALUE: Final = 200  # letters of a cell that are kept in the list of rejected rows
 
 
@@ -92,6 +104,9 @@ def _cell_rules(labels: Mapping[str, str], open_days: str) -> list[Rule]:
         if name == "week":
             first, last = retail_calendar.FIRST_DAY, retail_calendar.LAST_DAY
             rules.append(Rule(pl.col(name).is_between(first, last), f"{label} is not within {first} to {last}", name))
+        elif name in _DATES:
+            first, last = retail_calendar.FIRST_DAY, retail_calendar.LAST_DAY
+            rules.append(Rule(pl.col(name).is_between(first, last), f"{label} is not a date, {first} to {last}", name))
         elif name == "known_at":
             rules.append(Rule(pl.col(name) > plain.INVALID_TIME, f"{label} is not an ISO date or time", name))
         elif name in KEYS:
@@ -147,6 +162,9 @@ class Source:
         notes: list[str] = []
         if name == "week":
             values, notes = plain.dates(cells, label, form.date_format)
+        elif name in _DATES:
+            found, notes = plain.dates(cells, label, form.date_format)
+            values = pl.select(pl.when(plain.stripped(cells).is_not_null()).then(found.fill_null(_NO_DATE))).to_series()
         elif name == "known_at":
             values = plain.times(cells)
         elif name in KEYS:
@@ -246,7 +264,7 @@ def labels_of(table: Table, wanted: Sequence[str], mapping: Mapping[str, str]) -
     Case, and blanks at the ends, do not matter. Raises UserError when a required column is missing.
     """
     labels = {}
-    required = REQUIRED if "Date" in wanted else ("Store",)
+    required = REQUIRED if "Date" in wanted else wanted[:1]
     for name in wanted:
         # A mapping holds for all files, but another file may use the standard name.
         found = [_find(table, label) for label in (mapping.get(name, name), name)]

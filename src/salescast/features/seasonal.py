@@ -5,7 +5,7 @@ reconstructions for every base week. `rows` computes the rows of some series, so
 into memory. Time and memory are linear in the number of series.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,15 +37,13 @@ from salescast.features.history import (
 from salescast.features.outliers import bounded, without_mistakes
 from salescast.features.persistence import persistence, pooled_slope, shifted
 from salescast.features.plan_columns import Planned, planned_columns, prepare_plan
+from salescast.features.siblings import LEAD_IN, Siblings
 from salescast.schema import KEYS, SEASON, SEASONAL_FEATURES, TIMESTAMP, TIMESTAMP_TYPE, WINDOWS
 
 if TYPE_CHECKING:
     from salescast.data.dataset import Chunk, Raw
 
 
-# Features that compare years are null in the first SEASON + LEAD_IN weeks: with less history before last year's target
-# week they are mostly noise.
-LEAD_IN = 4
 THIS_YEAR = (
     "scale", "deviation", "market_level", "lowest", "recent", "level", "level_median", "denoise_error", "shifted",
     "persistence", "dept_persistence", "total_persistence",
@@ -62,9 +60,9 @@ class Panel:
     horizon: int
     sales: Floats  # [n, T], without the effects of the plan, NaN = not observed or closed
     begins: Ints  # [n]: first observed week
-    dept: Ints  # [n]: department of the series, 0, 1, ...
-    store: Ints
-    dept_sales: Floats  # [departments, T]
+    siblings: Siblings
+    store: Ints  # [n]: store of the series, 0, 1, ...
+    dept_sales: Floats  # [groups of `siblings`, T]
     store_sales: Floats
     total_sales: Floats  # [1, T], of bounded series
     growth: dict[str, tuple[Floats, Floats]]  # own, dept, store, total -> paired sales of both years
@@ -74,12 +72,16 @@ class Panel:
 
 
 def prepare(
-    sales: pl.DataFrame, plan: pl.DataFrame | None = None, horizon: int = 8, open_days: str | None = None
+    sales: pl.DataFrame,
+    plan: pl.DataFrame | None = None,
+    horizon: int = 8,
+    open_days: str | None = None,
+    categories: Mapping[int, str] | None = None,
 ) -> Panel:
     """Compute what needs all series, from `sales` (RAW_SALES) and `plan` (keys, week, known_at, planned inputs).
 
-    `open_days` names the planned input with the number of open days. Raises UserError when there are no sales or the
-    horizon is not in 1..52.
+    `open_days` names the planned input with the number of open days; `categories`: by department. Raises UserError
+    when there are no sales or the horizon is not in 1..52.
     """
     if not 1 <= horizon <= SEASON:
         raise UserError(f"the horizon must be 1 to {SEASON} weeks, got {horizon}; give another one")
@@ -88,7 +90,8 @@ def prepare(
     observed = dense(sales)
     series, first, matrix = observed.series.with_row_index("row"), observed.first_week, observed.sales
     begins = np.argmax(np.isfinite(matrix), axis=1)
-    dept, store = (series[key].rank("dense").cast(pl.Int64).to_numpy() - 1 for key in ("dept_id", "store_id"))
+    siblings = Siblings.of(series["dept_id"], begins, categories or {})
+    dept, store = siblings.dept, series["store_id"].rank("dense").cast(pl.Int64).to_numpy() - 1
     planned = None if plan is None else prepare_plan(plan, series, first, matrix, dept, horizon, open_days)
     matrix = without_mistakes(matrix if planned is None else planned.sales, dept)
     now, ago = paired(matrix)
@@ -99,15 +102,15 @@ def prepare(
         horizon=horizon,
         sales=matrix,
         begins=begins,
-        dept=dept,
+        siblings=siblings,
         store=store,
-        dept_sales=group_sums(matrix, dept),
+        dept_sales=siblings.sums(matrix),
         store_sales=group_sums(matrix, store),
         total_sales=group_sums(bounded(matrix), total),
-        growth={"": (now, ago)}
+        growth={"": (now, ago), "dept_": (siblings.sums(now), siblings.sums(ago))}
         | {
             name: (group_sums(now, groups), group_sums(ago, groups))
-            for name, groups in (("dept_", dept), ("store_", store), ("total_", total))
+            for name, groups in (("store_", store), ("total_", total))
         },
         slope=pooled_slope(now, ago),
         denoised=denoise(matrix, dept, horizon),
@@ -126,7 +129,8 @@ def seasonal_features(
 def view(raw: "Raw", horizon: int) -> "Callable[[Chunk], pl.DataFrame]":
     """For `features.build`: the whole dataset once, then the rows of some stores at a time."""
     plan = None if raw.plan is None else raw.plan.collect()
-    panel = prepare(raw.sales.collect(), plan, horizon, raw.meta.open_days)
+    categories = raw.attributes.values("dept_id", "category")
+    panel = prepare(raw.sales.collect(), plan, horizon, raw.meta.open_days, categories)
 
     def chunk_rows(chunk: "Chunk") -> pl.DataFrame:
         wanted = panel.series.join(chunk.sales.select(KEYS).unique(), on=KEYS, how="semi", maintain_order="left")
@@ -156,7 +160,12 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
     local = np.repeat(np.arange(len(chosen)), lengths)
     base = np.arange(len(local)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + panel.begins[chosen][local]
     row = chosen[local]
-    groups = {"": local, "dept_": panel.dept[row], "store_": panel.store[row], "total_": np.zeros_like(row)}
+    groups = {
+        "": local,
+        "dept_": panel.siblings.group(row, base),
+        "store_": panel.store[row],
+        "total_": np.zeros_like(row),
+    }
     of = _Rows(chosen, local, row, base, groups)
     columns = _this_year(panel, of) | _years(panel, of) | _growth(panel, of)
     columns |= _naive_errors(panel, row, base, columns)
@@ -166,7 +175,7 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
     table = {name: columns[name] for name in SEASONAL_FEATURES}
     if panel.planned is not None:
         ahead = base[:, None] + np.arange(panel.horizon)
-        table |= planned_columns(panel.planned, panel.dept[row], row, base, ahead)
+        table |= planned_columns(panel.planned, panel.siblings.dept[row], row, base, ahead)
     timestamp = (panel.first_week + base * WEEK).astype("datetime64[us]")
     return (
         panel.series[row]

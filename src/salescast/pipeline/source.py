@@ -40,10 +40,11 @@ def dataset_source(
         if sales is None:
             dataset.generate(out, seed=seed)
             return
-        tables = {"sales": sales, "features": features, "stores": stores}
+        tables = {"sales": sales, "features": features, "stores": stores, "products": options.get("products")}
         files = {name: None if table is None else _file(work, name, table) for name, table in tables.items()}
         assert files["sales"] is not None
-        report = ingest.import_sales(files["sales"], files["features"], files["stores"], out, **options)
+        given = {**options, "products": files["products"]}
+        report = ingest.import_sales(files["sales"], files["features"], files["stores"], out, **given)
         if imported:
             imported(report)
 
