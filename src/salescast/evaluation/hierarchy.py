@@ -1,4 +1,4 @@
-"""Forecasts of stores, regions and the total as sums of the series' forecasts, with their own intervals.
+"""Forecasts of stores, regions, categories and the total as sums of the series' forecasts, with their own intervals.
 
 Points: sums of the series' means, which are unbiased; medians of slow movers add up to far too little. Every level
 agrees with the one below it. Intervals: conformal at each level, from the relative errors of earlier out-of-sample
@@ -8,6 +8,7 @@ the next weeks may have the other.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -16,18 +17,21 @@ import polars as pl
 from salescast.errors import UserError
 from salescast.features.history import Floats
 
-LEVELS: Final = ("store", "region", "total")
+LEVELS: Final = ("store", "region", "category", "total")
 NEIGHBOURS: Final = 2  # also use the errors of this many horizons on both sides: there are few base weeks
 SHARE: Final = 0.8  # nominal coverage of the intervals
 TOTAL: Final = "total"
 GROUP_KEYS: Final = ("group", "cutoff", "horizon", "week")
 
 
-def aggregate(forecasts: pl.DataFrame, errors: pl.DataFrame, stores: pl.DataFrame) -> pl.DataFrame:
-    """Forecasts of every store, region and of the total: level, group, cutoff, horizon, week, y, yhat, p10, p90.
+def aggregate(
+    forecasts: pl.DataFrame, errors: pl.DataFrame, stores: pl.DataFrame, categories: Mapping[int, str] | None = None
+) -> pl.DataFrame:
+    """Forecasts of every group of LEVELS: level, group, cutoff, horizon, week, y, yhat, p10, p90.
 
     `forecasts`: keys, cutoff, horizon, week, mean of the series, and y where known. `errors`: the same columns of
     out-of-sample forecasts with `y`, for weeks before those of `forecasts`. `stores`: store_id, region (null = none).
+    `categories`: by department.
     `y` of a group is null unless it is known for every series in it; to evaluate, pass only rows with `y`.
     Raises UserError when no `y` of `errors` is known.
     """
@@ -38,16 +42,21 @@ def aggregate(forecasts: pl.DataFrame, errors: pl.DataFrame, stores: pl.DataFram
         forecasts = forecasts.with_columns(pl.lit(None, pl.Float64).alias("y"))
     parts = []
     for level in LEVELS:
-        new, old = (_sums(frame, level, stores) for frame in (forecasts, known))
+        new, old = (_sums(frame, level, stores, categories or {}) for frame in (forecasts, known))
         half = _half_widths(new, old.filter(pl.col("yhat") != 0))
         around = ((name, pl.col("yhat") + sign * half) for name, sign in (("p10", -1), ("p90", 1)))
         parts.append(new.select(pl.lit(level).alias("level"), *GROUP_KEYS, "y", "yhat", **dict(around)))
     return pl.concat(parts).sort("level", "group", "cutoff", "horizon")
 
 
-def _sums(frame: pl.DataFrame, level: str, stores: pl.DataFrame) -> pl.DataFrame:
+def _sums(frame: pl.DataFrame, level: str, stores: pl.DataFrame, categories: Mapping[int, str]) -> pl.DataFrame:
     """Sums of forecasts by group of a level, and of sales where they are known for every series."""
-    group = {"store": pl.col("store_id").cast(pl.String), "region": pl.col("region"), "total": pl.lit(TOTAL)}[level]
+    group = {
+        "store": pl.col("store_id").cast(pl.String),
+        "region": pl.col("region"),
+        "category": pl.col("dept_id").replace_strict(categories, default=None, return_dtype=pl.String),
+        "total": pl.lit(TOTAL),
+    }[level]
     return (
         frame.join(stores.select("store_id", "region"), on="store_id", how="left")
         .with_columns(group=group)

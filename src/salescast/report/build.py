@@ -38,7 +38,7 @@ def build_report(workdir: Workdir) -> Path:
     """
     results = _read(workdir)
     view = build_view(results)
-    own = {kind: results.names.others(entity) for kind, entity in (("store", "store_id"), ("dept", "dept_id"))}
+    own = {kind: results.shown(entity) for kind, entity in (("store", "store_id"), ("dept", "dept_id"))}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("salescast.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

@@ -35,6 +35,16 @@ class Results:
     run: RunRecord
     names: Names = field(default_factory=lambda: Names(pl.DataFrame(schema=SCHEMA)))  # own ids of stores, departments
 
+    def shown(self, entity: str) -> dict[int, str]:
+        """What the page calls the ids of an entity that have another name than their number: own id and label."""
+        others, labels = self.names.others(entity), self.raw.attributes.values(entity, "label")
+        return others | {id_: f"{others.get(id_, id_)} {label}" for id_, label in labels.items()}
+
+    @property
+    def categories(self) -> dict[int, str]:
+        """Categories by department."""
+        return self.raw.attributes.values("dept_id", "category")
+
     @property
     def ahead(self) -> list[date]:
         """The forecast weeks."""

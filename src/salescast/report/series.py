@@ -26,7 +26,7 @@ ENTRY: Final = ("place", "dept_id")
 class SeriesData:
     """One row per entry, in the order of `entries`; NaN where a value is missing.
 
-    An entry is a place ("*" all stores, "r:REGION", "s:STORE") and a department (null: all departments together).
+    An entry is a place ("*" all stores, "c:CATEGORY", "r:REGION", "s:STORE") and a department (null: all together).
     """
 
     entries: pl.DataFrame  # place, dept_id
@@ -49,7 +49,7 @@ class SeriesData:
 
 
 def build_series(results: Results) -> SeriesData:
-    """Every series, and its sums by store, department, region and all together."""
+    """Every series, and its sums by store, department, category, region and all together."""
     last, ahead = results.raw.meta.last_week, results.ahead
     kept, history = _kept(results)
     past = [last - timedelta(weeks=back) for back in reversed(range(history))]
@@ -98,13 +98,14 @@ def _sums(
     Stores and series only as far as they are `kept`. A sum is over what was observed and is absent where nothing was.
     """
     regions = results.raw.stores.select("store_id", "region").lazy()
-    rows = rows.join(regions, on="store_id", how="left")
+    category = pl.col("dept_id").replace_strict(results.categories, default=None, return_dtype=pl.String)
+    rows = rows.join(regions, on="store_id", how="left").with_columns(category=category)
     depts = ("dept_id",) if kept["dept_id"].n_unique() == 1 else (None, "dept_id")
     parts = []
-    for prefix, of in (("*", None), ("r:", "region"), ("s:", "store_id")):
-        for dept in depts:
+    for prefix, of in (("*", None), ("c:", "category"), ("r:", "region"), ("s:", "store_id")):
+        for dept in depts if of != "category" else (None,) if results.categories and None in depts else ():
             keys = [key for key in (of, dept) if key]
-            part = rows.filter(pl.col("region").is_not_null()) if of == "region" else rows
+            part = rows.filter(pl.col(of).is_not_null()) if of else rows
             if of == "store_id":
                 part = part.join(kept.select(keys).unique().lazy(), on=keys, how="semi")
             place = pl.concat_str(pl.lit(prefix), pl.col(of)) if of else pl.lit(prefix)
@@ -137,7 +138,7 @@ def _errors(rows: pl.DataFrame, entries: pl.DataFrame) -> Floats:
 
 
 def _ranges(results: Results, forecasts: pl.DataFrame, only: int | None) -> pl.DataFrame:
-    """place, dept_id, week, p10, p90 of every series and, after a backtest, of stores, regions and the total.
+    """place, dept_id, week, p10, p90 of every series and, after a backtest, of its sums.
 
     The range of a sum is not the sum of the ranges: sums over one department have none. `only` is the department of
     sales that have a single one, else None.
@@ -148,8 +149,11 @@ def _ranges(results: Results, forecasts: pl.DataFrame, only: int | None) -> pl.D
         return series
     new = forecasts.rename({"forecast": "yhat"}).with_columns(cutoff=pl.lit(results.raw.meta.last_week))
     levels = {"region": pl.concat_str(pl.lit("r:"), "group"), "total": pl.lit("*")}
+    levels |= {"category": pl.concat_str(pl.lit("c:"), "group")} if results.categories and only is None else {}
     levels |= {"store": pl.concat_str(pl.lit("s:"), "group")} if only is None else {}
-    sums = aggregate(new, results.own, results.raw.stores).with_columns(dept_id=pl.lit(only, pl.Int32))
+    sums = aggregate(new, results.own, results.raw.stores, results.categories).with_columns(
+        dept_id=pl.lit(only, pl.Int32)
+    )
     named = [sums.filter(pl.col("level") == level).with_columns(place=place) for level, place in levels.items()]
     return pl.concat([series, *(part.select(columns) for part in named)])
 

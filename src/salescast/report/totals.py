@@ -37,11 +37,12 @@ class TotalRow:
 @dataclass(frozen=True)
 class Totals:
     every: TotalRow
+    categories: list[TotalRow]
     regions: list[TotalRow]
     stores: list[TotalRow]
     departments: list[TotalRow]
     static: list[str]  # which of store_type and region are known
-    counts: dict[str, int]  # rows before the cut at MAX_ROWS: regions, departments
+    counts: dict[str, int]  # rows before the cut at MAX_ROWS: categories, regions, departments
 
 
 def build_totals(data: SeriesData, stores: pl.DataFrame) -> Totals:
@@ -75,10 +76,18 @@ def build_totals(data: SeriesData, stores: pl.DataFrame) -> Totals:
 
     by_dept = [row(i) for i, name in enumerate(place) if name == "*" and dept[i] != top]
     by_dept.sort(key=lambda one: one.next or 0, reverse=True)
-    regions = rows("r:")
+    categories, regions = rows("c:"), rows("r:")
     known = [name for name in ("store_type", "region") if stores[name].count()]
-    counts = {"regions": len(regions), "departments": len(by_dept)}
-    return Totals(rows("*")[0], regions[:MAX_ROWS], rows("s:")[:MAX_ROWS], by_dept[:MAX_ROWS], known, counts)
+    counts = {"categories": len(categories), "regions": len(regions), "departments": len(by_dept)}
+    return Totals(
+        rows("*")[0],
+        categories[:MAX_ROWS],
+        regions[:MAX_ROWS],
+        rows("s:")[:MAX_ROWS],
+        by_dept[:MAX_ROWS],
+        known,
+        counts,
+    )
 
 
 def _total(values: Floats) -> float | None:

@@ -131,7 +131,7 @@ def _page_data(
         "names": {
             kind: other
             for kind, entity in (("store", "store_id"), ("dept", "dept_id"))
-            if (other := results.names.others(entity))
+            if (other := results.shown(entity))
         },
         "facts": {place: words for place, words in facts.items() if words and place in index},
         "place": [index[place] for place in names],

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from salescast import retail_calendar
 from salescast.data import dataset
+from salescast.data.attributes import Attributes
 from salescast.errors import UserError
 from salescast.evaluation import hierarchy
 from salescast.report import accuracy, series, totals
@@ -38,7 +39,7 @@ AHEAD = [LAST + timedelta(weeks=h) for h in range(1, HORIZON + 1)]
 Sales = dict[tuple[int, int, date], float]
 
 
-def raw_of(sales: Sales, regions: dict[int, str | None]) -> dataset.Raw:
+def raw_of(sales: Sales, regions: dict[int, str | None], categories: dict[int, str] | None = None) -> dataset.Raw:
     rows = [(store, dept, week, value) for (store, dept, week), value in sorted(sales.items())]
     frame = pl.DataFrame(rows, schema=RAW_SALES, orient="row")
     keys = {(store, dept) for store, dept, _ in sales}
@@ -51,7 +52,13 @@ def raw_of(sales: Sales, regions: dict[int, str | None]) -> dataset.Raw:
         pl.DataFrame(schema=RAW_STORE_WEEKS),
         pl.DataFrame(static, schema=RAW_STORES, orient="row"),
         None,
+        attributes_of(categories or {}),
     )
+
+
+def attributes_of(categories: dict[int, str]) -> Attributes:
+    rows = pl.DataFrame(list(categories.items()), {"dept_id": pl.Int32, "category": pl.String}, orient="row")
+    return Attributes.of([("dept_id", rows)])
 
 
 def forecasts_of(raw: dataset.Raw) -> pl.DataFrame:
@@ -181,9 +188,11 @@ def members(place: str, regions: dict[int, str | None]) -> set[int]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(sparse_sales(), regions)
-def test_every_pick_is_the_sum_of_what_was_observed(sales: Sales, regions: dict[int, str | None]) -> None:
-    shown = series.build_series(results_of(raw_of(sales, regions)))
+@given(sparse_sales(), regions, st.dictionaries(st.integers(1, 3), st.sampled_from(["bread", "cake"])))
+def test_every_pick_is_the_sum_of_what_was_observed(
+    sales: Sales, regions: dict[int, str | None], categories: dict[int, str]
+) -> None:
+    shown = series.build_series(results_of(raw_of(sales, regions, categories)))
     single = len({dept for _, dept, _ in sales}) == 1
     expected: dict[tuple[str, int | None], dict[date, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (store, dept, week), value in sales.items():
@@ -191,6 +200,8 @@ def test_every_pick_is_the_sum_of_what_was_observed(sales: Sales, regions: dict[
         for place in ("*", f"s:{store}", *([f"r:{region}"] if region else [])):
             for pick in [dept] if single else [None, dept]:
                 expected[place, pick][week].append(value)
+        if dept in categories and not single:
+            expected[f"c:{categories[dept]}", None][week].append(value)
     entries = entries_of(shown)
     assert len(entries) == len(set(entries))
     assert set(entries) == set(expected)
@@ -381,7 +392,7 @@ def test_series_that_ended_are_pointed_out_beside_the_totals(tmp_path: Path) -> 
     sales = {key: value for key, value in complete(1, 3).items() if key[1] != 3 or key[2] < WEEKS[-6]}
     work = Workdir(tmp_path)
     write(work, results_of(raw_of(sales, {})))
-    assert "1 series without a sale in the last weeks are forecast as if" in text_of(build_report(work).read_text())
+    assert "1 series had no sale in the last weeks" in text_of(build_report(work).read_text())
 
 
 def test_holidays_are_named_in_history_and_forecast_weeks() -> None:

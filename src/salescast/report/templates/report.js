@@ -59,7 +59,7 @@
     });
   };
 
-  // Entries: a place ("*", "r:REGION", "s:STORE") and a department (null: all of them).
+  // Entries: a place ("*", "c:CATEGORY", "r:REGION", "s:STORE") and a department (null: all of them).
   const entries = new Map();
   const keyOf = (place, dept) => `${place} ${dept ?? "all"}`;
   data.place.forEach((place, i) => entries.set(keyOf(data.places[place], data.dept[i]), i));
@@ -67,9 +67,9 @@
   const placeOf = (entry) => data.places[data.place[entry]];
   const own = (kind, id) => data.names[kind]?.[id] ?? id; // the retailer's id
   const placeName = (place) =>
-    place === "*" ? "All stores" : place.startsWith("r:") ? `Region ${place.slice(2)}` : `Store ${own("store", place.slice(2))}`;
+    place === "*" ? "All stores" : place.startsWith("c:") ? `Category ${place.slice(2)}` : place.startsWith("r:") ? `Region ${place.slice(2)}` : `Store ${own("store", place.slice(2))}`;
   const nameOf = (entry) => placeName(placeOf(entry)) +
-    (single ? "" : data.dept[entry] === null ? ", all departments" : `, department ${own("dept", data.dept[entry])}`);
+    (single || placeOf(entry).startsWith("c:") ? "" : data.dept[entry] === null ? ", all departments" : `, department ${own("dept", data.dept[entry])}`);
   let picked = null; // the entry, with its rows
 
   const load = (entry) => {
@@ -245,7 +245,7 @@
 
   // Search. "12 3", "store 12 dept 3", "dept 3", a region, a type; every word narrows the matches.
   const SHOWN = 50;
-  const kinds = { "*": 0, r: 1, s: 2 };
+  const kinds = { "*": 0, c: 1, r: 2, s: 3 };
   const sorted = () => {
     const rank = data.places.map((place) => [kinds[place[0]], Number(place.slice(2)) || 0]);
     return data.place.map((_, i) => i).sort((a, b) => {
