@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,11 @@ from salescast.cli import output
 from salescast.cli.import_options import SALES_HELP, ImportOptions, with_import_options
 from salescast.cli.import_output import import_report
 from salescast.cli.options import JsonOption, SeedOption
+
+if TYPE_CHECKING:
+    from salescast.data.import_report import ImportReport
+
+PageOption = Annotated[Path | None, typer.Option("--html", help="Write the report as an HTML file, too.")]
 
 
 def data_generate(
@@ -35,6 +40,7 @@ def data_import(
     sales: Annotated[Path, typer.Option(help=f"{SALES_HELP}.")],
     out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
     options: ImportOptions,
+    page: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Import your own sales; every row is checked.
@@ -44,6 +50,7 @@ def data_import(
     from salescast.data import ingest
 
     report = ingest.import_sales(sales, options.features, options.stores, out, **options.keywords())
+    _write_page(report, page)
     import_report(report, out, as_json)
 
 
@@ -51,6 +58,7 @@ def data_import(
 def data_check(
     sales: Annotated[Path, typer.Option(help=f"{SALES_HELP}.")],
     options: ImportOptions,
+    page: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read files of sales as an import does, and say what it would do. No dataset is written.
@@ -62,4 +70,12 @@ def data_check(
     folder = Path(tempfile.mkdtemp(prefix="salescast-check-"))  # stays when rows are refused: it has their list
     report = ingest.import_sales(sales, options.features, options.stores, folder, **options.keywords())
     shutil.rmtree(folder)
+    _write_page(report, page)
     import_report(report, None, as_json)
+
+
+def _write_page(report: "ImportReport", page: Path | None) -> None:
+    from salescast.report.import_page import write_import_page
+
+    if page is not None:
+        write_import_page(report, page)

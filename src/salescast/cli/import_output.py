@@ -36,7 +36,7 @@ def import_report(report: "ImportReport", out: Path | None, as_json: bool) -> No
         f"{kinds.young:,} younger than a year, {kinds.ended:,} ended"
     )
     output.done(f"negative sales kept: {report.negative:,}; gaps inside series: {report.gaps:,} weeks")
-    if report.opening is not None:
+    if report.opening is not None and report.opening.rows:
         _opening(report.opening)
     if report.empty_weeks:
         output.done(
@@ -44,10 +44,12 @@ def import_report(report: "ImportReport", out: Path | None, as_json: bool) -> No
         )
     if report.rejected.height:
         table = Table(box=box.SIMPLE_HEAD, title="rejected rows", title_justify="left")
-        for column in ("reason", "rows", "first_row", "value"):
-            table.add_column(column.replace("_", " "))
+        for column in ("reason", "rows", "sales", "first row", "value"):
+            table.add_column(column)
         for row in reasons(report.rejected).iter_rows(named=True):
-            table.add_row(*(escape(str(row[name])) for name in ("reason", "rows", "first_row", "value")))
+            share = f"{report.lost.get(row['reason'], 0.0):.1%}"
+            cells = (row["reason"], row["rows"], share, row["first_row"], row["value"])
+            table.add_row(*(escape(str(cell)) for cell in cells))
         output.console.print(table)
 
 

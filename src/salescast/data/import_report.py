@@ -1,13 +1,16 @@
 """What an import did with the rows of its files."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import polars as pl
 
 from salescast.data.dataset import Dataset
+from salescast.data.names import Names
 from salescast.schema import KEYS, LABEL, SEASON
 
+LARGEST: Final = 5  # series that the report shows
 QUIET: Final = 13  # weeks without a sale after which a series has ended
 
 
@@ -56,13 +59,24 @@ class SeriesKinds:
 
 
 @dataclass(frozen=True)
+class LargeSeries:
+    """A series by the retailer's ids, its share of the sales of the last year, and its sales by week; None = no row."""
+
+    store: str | int
+    dept: str | int
+    share: float
+    sales: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class ImportReport:
     """The dataset that was written, and counts of what was notable in the files.
 
     `rejected` has one row for each rejected row, with file, row (the first line of a text file is row 1), column, value
-    and reason. `negative` counts sales below zero and `gaps` weeks without sales inside a series; both are kept as they
-    are. `empty_weeks` counts weeks between the first and the last in which no series has sales. `opening` is None when
-    opening days are not known. `decisions` says what was found out and not given, `warnings` what looks wrong.
+    and reason; `lost` is the share of the sales that they have, by reason. `negative` counts sales below zero and
+    `gaps` weeks without sales inside a series; both are kept as they are. `empty_weeks` counts weeks between the first
+    and the last in which no series has sales. `opening` is None when opening days are not known. `decisions` says what
+    was found out and not given, `warnings` what looks wrong.
     """
 
     dataset: Dataset
@@ -72,6 +86,8 @@ class ImportReport:
     gaps: int
     empty_weeks: int
     kinds: SeriesKinds
+    lost: Mapping[str, float] = field(default_factory=dict)
+    largest: tuple[LargeSeries, ...] = ()
     opening: OpeningDays | None = None
     decisions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -94,6 +110,20 @@ def series_kinds(sales: pl.DataFrame) -> SeriesKinds:
     ).otherwise(pl.lit("regular"))
     counts = dict(series.group_by(kind.alias("kind")).len().iter_rows())
     return SeriesKinds(**{name: counts.get(name, 0) for name in ("ended", "young", "slow", "regular")})
+
+
+def largest_series(sales: pl.DataFrame, names: Names) -> tuple[LargeSeries, ...]:
+    """The LARGEST series of `sales` (RAW_SALES) by their sales of the last year."""
+    newest = sales["week"].max()
+    year = sales.filter(pl.col("week") > pl.lit(newest) - pl.duration(weeks=SEASON))
+    sums = year.group_by(KEYS).agg(pl.col(LABEL).sum())
+    total = float(sums[LABEL].sum()) or 1.0
+    found = []
+    for store, dept, amount in sums.top_k(LARGEST, by=LABEL).sort(LABEL, descending=True).iter_rows():
+        own = sales.filter(store_id=store, dept_id=dept).sort("week").upsample("week", every="1w")
+        where = names.name_of("store_id", store), names.name_of("dept_id", dept)
+        found.append(LargeSeries(*where, amount / total, tuple(own[LABEL])))
+    return tuple(found)
 
 
 def opening_days(sales: pl.LazyFrame, plan: pl.LazyFrame, column: str) -> OpeningDays:

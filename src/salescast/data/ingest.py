@@ -27,13 +27,14 @@ from salescast.data.dataset import (
 )
 from salescast.data.files import read_tables, unpivoted
 from salescast.data.findings import findings
-from salescast.data.import_report import ImportReport, opening_days, reasons, series_kinds
+from salescast.data.import_report import ImportReport, largest_series, opening_days, reasons, series_kinds
+from salescast.data.labels import COLUMNS, labels_of
 from salescast.data.names import FILE as NAMES
 from salescast.data.names import SCHEMA as NAMES_SCHEMA
 from salescast.data.names import Names
 from salescast.data.plan import plan_table
 from salescast.data.records import Records
-from salescast.data.validation import COLUMNS, STOCK, Form, Source, labels_of
+from salescast.data.validation import STOCK, Form, Source
 from salescast.data.weeks import Weeks
 from salescast.errors import UserError
 from salescast.runtime.atomic_files import replace_file
@@ -69,7 +70,7 @@ def import_sales(
 
     A path is a file (CSV, Excel or Parquet), a folder of files or a pattern such as `sales/*.csv`.
     `products`: a file with a row for each department: label, category, brand, price class, first and last day.
-    `mapping`: standard column name (see `validation.COLUMNS`) -> name in the files. `planned`: columns of the sales
+    `mapping`: standard column name (see `labels.COLUMNS`) -> name in the files. `planned`: columns of the sales
     file (per series and week) or of the features file (per store and week) that are known ahead; numbers or yes/no.
     `open_days`: the planned column with the number of days of the week on which the store is open. `out_of_stock`: the
     column of the sales file with the stock, or yes where nothing was left; sales of such a week are unknown demand.
@@ -123,6 +124,8 @@ def _import(records: Records, source: str, country: str, gaps: str, rejected: pl
         gaps=_span(table, KEYS) - table.height,
         empty_weeks=_span(table, ()) - table["week"].n_unique(),
         kinds=series_kinds(table),
+        lost=records.sold.lost(),
+        largest=largest_series(table, records.names),
         opening=None if plan is None or column is None else opening_days(table.lazy(), plan.lazy(), column),
         decisions=tuple(records.decisions),
         warnings=tuple(findings(table, records.names, date.today())),
@@ -194,7 +197,7 @@ def _refuse(
             rejected.write_csv(path)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; give another folder") from None
-    share = sources[0].lost_share()
+    share = sum(sources[0].lost().values())
     listed = f"all are listed in {out / REJECTED}"
     if not usable:
         advice = "no usable row of sales is left"

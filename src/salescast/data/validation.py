@@ -1,7 +1,7 @@
 """The rules for cells and rows of an imported file, and the list of rows that break them.
 
-Inside, columns have the names of the dataset (`COLUMNS`); reasons name them as the file does. Ids stay text here:
-`ingest` gives them their numbers when all files are read.
+Inside, columns have the names of the dataset (`labels.COLUMNS`); reasons name them as the file does. Ids stay text
+here: `records` gives them their numbers when all files are read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,35 +14,11 @@ import polars as pl
 from salescast import retail_calendar
 from salescast.data import names, plain
 from salescast.data.attributes import GROUPS
+from salescast.data.labels import JOINED
 from salescast.data.readers import ROW, Table, short
 from salescast.errors import UserError
 from salescast.schema import KEYS, LABEL
 
-# The names that columns have in the files, and in the dataset.
-COLUMNS: Final[dict[str, str]] = {
-    "Store": "store_id",
-    "Dept": "dept_id",
-    "Date": "week",
-    "Weekly_Sales": LABEL,
-    "Temperature": "temperature",
-    "Fuel_Price": "fuel_price",
-    "CPI": "cpi",
-    "Unemployment": "unemployment",
-    "Type": "store_type",
-    "Size": "store_size",
-    "Region": "region",
-    "Label": "label",
-    "Category": "category",
-    "Brand": "brand",
-    "Price_Class": "price_class",
-    "Listed": "begins",
-    "Delisted": "ends",
-    "Opened": "begins",
-    "Closed": "ends",
-    "known_at": "known_at",
-}
-REQUIRED: Final = ("Date", "Weekly_Sales")
-JOINED: Final = "+"  # --map Date=Year+Week: a year and a week of it
 PLANNED: Final = "planned:"  # prefix inside, since a planned column may have any name in the file
 STOCK: Final = "stock:"  # the column that says when an article was out of stock
 MAX_SALES: Final = 1e15  # with larger values, sums over stores lose single sales
@@ -232,13 +208,14 @@ class Source:
         """The rejected rows (REJECTED) in the order of the file."""
         return pl.concat([part.cast(pl.Schema(REJECTED)) for part in self._rejected]).sort("row")
 
-    def lost_share(self) -> float:
-        """The share of all sales, without their signs, that the rejected rows have; 0 when the file has no sales."""
+    def lost(self) -> dict[str, float]:
+        """The share of all sales, without their signs, that the rejected rows have, by reason."""
         if self._amounts is None:
-            return 0.0
+            return {}
         sizes = self._amounts.with_columns(pl.col(LABEL).abs()).filter(pl.col(LABEL).is_finite())
-        lost = sizes.filter(pl.col(ROW).is_in(self.rejected()["row"].implode()))[LABEL].sum()
-        return float(lost) / total if (total := float(sizes[LABEL].sum())) else 0.0
+        total = float(sizes[LABEL].sum()) or 1.0
+        found = self.rejected().join(sizes, left_on="row", right_on=ROW).group_by("reason").agg(pl.col(LABEL).sum())
+        return {reason: amount / total for reason, amount in found.iter_rows()}
 
     def values(self, column: str) -> pl.Series:
         """The texts of an unused column."""
@@ -256,49 +233,3 @@ def _cells(table: Table, label: str) -> pl.Series:
         return table.cells[label]
     year, week = (names.own_ids(plain.stripped(table.cells[part])) for part in label.split(JOINED, 1))
     return pl.select(pl.format("{}-W{}", year, week.str.zfill(2))).to_series()
-
-
-def labels_of(table: Table, wanted: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
-    """Name inside -> name in the file, for each of the `wanted` columns that the file has.
-
-    Case, and blanks at the ends, do not matter. Raises UserError when a required column is missing.
-    """
-    labels = {}
-    required = REQUIRED if "Date" in wanted else wanted[:1]
-    for name in wanted:
-        # A mapping holds for all files, but another file may use the standard name.
-        found = [_find(table, label) for label in (mapping.get(name, name), name)]
-        label = found[0] or found[1]
-        if label is not None:
-            labels[COLUMNS[name]] = label
-        elif name in required:
-            raise UserError(_missing(table, name, mapping))
-    return labels
-
-
-def _find(table: Table, label: str) -> str | None:
-    """A column by its name, or by a name that differs in case only; of `A+B` both."""
-    if label in table.columns:
-        return label
-    if JOINED in label:
-        parts = [_find(table, part) for part in label.split(JOINED, 1)]
-        return None if None in parts else JOINED.join(part or "" for part in parts)
-    same = [name for name in table.columns if name.strip().casefold() == " ".join(label.split()).casefold()]
-    if len(same) > 1:
-        raise UserError(f"{table.path}: the columns {same} differ by case only; rename one")
-    return same[0] if same else None
-
-
-def _missing(table: Table, name: str, mapping: Mapping[str, str]) -> str:
-    weekly = [column for column in table.columns if plain.names_a_week(column)]
-    if len(weekly) > 7:
-        return (
-            f"{table.path} has a column per week ({weekly[0]} to {weekly[-1]}); "
-            "say --wide, with dates as the names of these columns"
-        )
-    columns = [short(column, 30) for column in table.columns[:20]]
-    more = f" and {len(table.columns) - 20} more" if len(table.columns) > 20 else ""
-    return (
-        f"{table.path} has no column {mapping.get(name, name)!r}, its columns are {columns}{more}; "
-        f"name the right one with --map {name}=COLUMN"
-    )

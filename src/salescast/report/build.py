@@ -39,17 +39,23 @@ def build_report(workdir: Workdir) -> Path:
     results = _read(workdir)
     view = build_view(results)
     own = {kind: results.shown(entity) for kind, entity in (("store", "store_id"), ("dept", "dept_id"))}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("salescast.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "default": str, "allow_nan": False}
-    environment.filters |= {"number": number, "percent": percent, "day": day, "title_of": title_of}
+    jinja = environment()
     # Filters: an id as the retailer has it.
-    environment.filters |= {kind: lambda id_, names=names: names.get(int(id_), id_) for kind, names in own.items()}
-    page = environment.get_template("report.html").generate(vars(view))
+    jinja.filters |= {kind: lambda id_, names=names: names.get(int(id_), id_) for kind, names in own.items()}
+    page = jinja.get_template("report.html").generate(vars(view))
     with replace_file(workdir.report) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(page)
     return workdir.report
+
+
+def environment() -> jinja2.Environment:
+    """The templates of this package, with filters for numbers and dates."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("salescast.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "default": str, "allow_nan": False}
+    made.filters |= {"number": number, "percent": percent, "day": day, "title_of": title_of}
+    return made
 
 
 def number(value: float | None) -> str:
