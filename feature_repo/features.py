@@ -6,7 +6,7 @@ import polars as pl
 from feast import Entity, FeatureService, FeatureView, FileSource, ValueType
 
 from salescast import schema
-from salescast.feature_store.repo import feast_fields, planned_schema
+from salescast.feature_store.repo import feast_fields, dataset_schema
 from salescast.workdir import workdir_of_repo
 
 data = workdir_of_repo(Path(__file__).parent).data
@@ -22,7 +22,7 @@ def view(name: str, columns: dict[str, pl.DataType]) -> FeatureView:
 
 sales = view(schema.SALES_VIEW, schema.SALES_FEATURES)
 stores = view(schema.STORE_VIEW, schema.STORE_FEATURES)
-seasonal = view(schema.SEASONAL_VIEW, schema.SEASONAL_FEATURES | planned_schema(data))
+seasonal = view(schema.SEASONAL_VIEW, schema.SEASONAL_FEATURES | dataset_schema(data))
 
 known = [name for name in schema.SALES_FEATURES if name != schema.LABEL]
 training = FeatureService(name=schema.TRAINING_SERVICE, features=[sales, stores])

@@ -108,12 +108,25 @@ SEASONAL_FEATURES: Final[dict[str, pl.DataType]] = {
     "total_before": _LIST,
 }
 
-PLANNED: Final = "planned_"  # prefix of the seasonal view's columns of planned inputs, which differ by dataset
+# Prefixes of the seasonal view's columns that differ by dataset: planned inputs, attributes of products.
+PLANNED: Final = "planned_"
+PRODUCT: Final = "product_"
 
 
 def planned_columns(names: Iterable[str]) -> dict[str, pl.DataType]:
     """The planned-input columns among `names` with their types: mean of recent weeks, or a list over the horizon."""
     return {name: pl.Float32() if name.endswith("_recent") else _LIST for name in names if name.startswith(PLANNED)}
+
+
+def product_columns(names: Iterable[str]) -> dict[str, pl.DataType]:
+    """The columns of attributes of products among `names` with their types, in the order of the alphabet."""
+    return {name: pl.String() for name in sorted(names) if name.startswith(PRODUCT)}
+
+
+def dataset_columns(names: Iterable[str]) -> dict[str, pl.DataType]:
+    """The columns of the seasonal view among `names` that differ by dataset, with their types."""
+    given = list(names)
+    return planned_columns(given) | product_columns(given)
 
 
 # The six published groups; importance is measured by permuting one group at a time.

@@ -127,7 +127,8 @@ def test_a_new_article_has_the_season_of_its_category_and_then_its_own() -> None
         sums[dept, week] += amount
         if dept in categories:
             sums[categories[dept], week] += amount
-    panel = prepare(sales, categories=categories)
+    known = pl.DataFrame(list(categories.items()), {"dept_id": pl.Int32, "category": pl.String}, orient="row")
+    panel = prepare(sales, attributes=Attributes.of([("dept_id", known)]))
     found = rows(panel, np.arange(panel.series.height))
     for store, dept, time, last_year in found.select(
         "store_id", "dept_id", "event_timestamp", "dept_last_year"

@@ -9,7 +9,7 @@ from typing import Final, Self
 import polars as pl
 
 from salescast.runtime import parquet
-from salescast.schema import KEYS, SEASON
+from salescast.schema import KEYS, PRODUCT, SEASON
 
 FILE: Final = "attributes.parquet"
 GROUPS: Final = ("category", "brand", "price_class")  # of products
@@ -54,6 +54,17 @@ class Attributes:
         """The known values of a column by id."""
         known = self.table.filter((pl.col("entity") == entity) & pl.col(column).is_not_null())
         return dict(known.select("id", column).iter_rows())
+
+    def of_products(self, depts: pl.Series) -> pl.DataFrame:
+        """The columns of GROUPS with any value, with the prefix PRODUCT, for departments [n]; null = not known."""
+        known = {name: self.values("dept_id", name) for name in GROUPS}
+        return pl.DataFrame(
+            {
+                f"{PRODUCT}{name}": depts.replace_strict(values, default=None, return_dtype=pl.String)
+                for name, values in known.items()
+                if values
+            }
+        )
 
     def closed(self, series: pl.DataFrame, first: date, last: date) -> pl.DataFrame:
         """Weeks in which a series is not in the assortment: keys, week; of weeks `first` to `last` and a year after.

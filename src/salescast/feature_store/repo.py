@@ -44,9 +44,9 @@ def feast_fields(columns: Mapping[str, pl.DataType]) -> "list[Field]":
     return [Field(name=name, dtype=types[dtype]) for name, dtype in columns.items()]
 
 
-def planned_schema(folder: Path) -> dict[str, pl.DataType]:
-    """The columns of planned inputs in the seasonal view; they differ by dataset."""
-    return schema.planned_columns(pl.read_parquet_schema(folder / f"{schema.SEASONAL_VIEW}.parquet"))
+def dataset_schema(folder: Path) -> dict[str, pl.DataType]:
+    """The columns of the seasonal view that differ by dataset."""
+    return schema.dataset_columns(pl.read_parquet_schema(folder / f"{schema.SEASONAL_VIEW}.parquet"))
 
 
 def install_repo(workdir: Workdir) -> Path:

@@ -42,7 +42,7 @@ def check(view: str, table: pl.DataFrame) -> None:
     views leave out no week within a series; values are within RANGES and not NaN.
     """
     declared = {**KEY_TYPES, TIMESTAMP: TIMESTAMP_TYPE, **COLUMNS[view]}
-    expected = declared | schema.planned_columns(set(table.columns) - set(declared))
+    expected = declared | schema.dataset_columns(set(table.columns) - set(declared))
     if dict(table.schema) != expected:
         wrong = [name for name in {**expected, **table.schema} if table.schema.get(name) != expected.get(name)]
         raise UserError(f"{view} has other columns or types than declared: {wrong}; report this")

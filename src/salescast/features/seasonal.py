@@ -5,7 +5,7 @@ reconstructions for every base week. `rows` computes the rows of some series, so
 into memory. Time and memory are linear in the number of series.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from salescast.data.attributes import Attributes
 from salescast.errors import UserError
 from salescast.features.history import (
     TRACK,
@@ -38,7 +39,7 @@ from salescast.features.outliers import bounded, without_mistakes
 from salescast.features.persistence import persistence, pooled_slope, shifted
 from salescast.features.plan_columns import Planned, planned_columns, prepare_plan
 from salescast.features.siblings import LEAD_IN, Siblings
-from salescast.schema import KEYS, SEASON, SEASONAL_FEATURES, TIMESTAMP, TIMESTAMP_TYPE, WINDOWS
+from salescast.schema import KEYS, SEASON, SEASONAL_FEATURES, TIMESTAMP, TIMESTAMP_TYPE, WINDOWS, product_columns
 
 if TYPE_CHECKING:
     from salescast.data.dataset import Chunk, Raw
@@ -55,7 +56,7 @@ GROWTH_WINDOW = 13  # weeks over which last year is compared with the year befor
 class Panel:
     """All series of a dataset: n series, T weeks, base weeks 0..T (T = the upcoming one)."""
 
-    series: pl.DataFrame  # keys and row, in key order
+    series: pl.DataFrame  # keys, row and known attributes of the product, in key order
     first_week: np.datetime64
     horizon: int
     sales: Floats  # [n, T], without the effects of the plan, NaN = not observed or closed
@@ -76,12 +77,13 @@ def prepare(
     plan: pl.DataFrame | None = None,
     horizon: int = 8,
     open_days: str | None = None,
-    categories: Mapping[int, str] | None = None,
+    attributes: Attributes | None = None,
 ) -> Panel:
     """Compute what needs all series, from `sales` (RAW_SALES) and `plan` (keys, week, known_at, planned inputs).
 
-    `open_days` names the planned input with the number of open days; `categories`: by department. Raises UserError
-    when there are no sales or the horizon is not in 1..52.
+    `open_days` names the planned input with the number of open days; `attributes`: of products.
+
+    Raises UserError when there are no sales or the horizon is not in 1..52.
     """
     if not 1 <= horizon <= SEASON:
         raise UserError(f"the horizon must be 1 to {SEASON} weeks, got {horizon}; give another one")
@@ -90,14 +92,15 @@ def prepare(
     observed = dense(sales)
     series, first, matrix = observed.series.with_row_index("row"), observed.first_week, observed.sales
     begins = np.argmax(np.isfinite(matrix), axis=1)
-    siblings = Siblings.of(series["dept_id"], begins, categories or {})
+    known = attributes or Attributes.of([])
+    siblings = Siblings.of(series["dept_id"], begins, known.values("dept_id", "category"))
     dept, store = siblings.dept, series["store_id"].rank("dense").cast(pl.Int64).to_numpy() - 1
     planned = None if plan is None else prepare_plan(plan, series, first, matrix, dept, horizon, open_days)
     matrix = without_mistakes(matrix if planned is None else planned.sales, dept)
     now, ago = paired(matrix)
     total = np.zeros_like(dept)
     return Panel(
-        series=series,
+        series=series.hstack(known.of_products(series["dept_id"])),
         first_week=first,
         horizon=horizon,
         sales=matrix,
@@ -129,8 +132,7 @@ def seasonal_features(
 def view(raw: "Raw", horizon: int) -> "Callable[[Chunk], pl.DataFrame]":
     """For `features.build`: the whole dataset once, then the rows of some stores at a time."""
     plan = None if raw.plan is None else raw.plan.collect()
-    categories = raw.attributes.values("dept_id", "category")
-    panel = prepare(raw.sales.collect(), plan, horizon, raw.meta.open_days, categories)
+    panel = prepare(raw.sales.collect(), plan, horizon, raw.meta.open_days, raw.attributes)
 
     def chunk_rows(chunk: "Chunk") -> pl.DataFrame:
         wanted = panel.series.join(chunk.sales.select(KEYS).unique(), on=KEYS, how="semi", maintain_order="left")
@@ -179,7 +181,7 @@ def rows(panel: Panel, chosen: Ints) -> pl.DataFrame:
     timestamp = (panel.first_week + base * WEEK).astype("datetime64[us]")
     return (
         panel.series[row]
-        .select(KEYS)
+        .select(*KEYS, *product_columns(panel.series.columns))
         .with_columns(
             pl.Series(TIMESTAMP, timestamp).dt.replace_time_zone("UTC").cast(TIMESTAMP_TYPE),
             *(_series(name, values) for name, values in table.items()),

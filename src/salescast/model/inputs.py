@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from salescast.errors import UserError
-from salescast.features.columns import CATEGORIES, Array, Columns, columns
+from salescast.features.columns import Array, Columns, categories, columns
 from salescast.model import seasonal_inputs
 from salescast.model.arrays import LEVEL, Prepared, first_known, horizon_inputs, per_week, positive, stack, target_weeks
 from salescast.retail_calendar import Calendar, published
@@ -21,6 +21,7 @@ from salescast.schema import (
     INFERENCE_SERVICE_SEASONAL,
     KEYS,
     PLANNED,
+    PRODUCT,
     SEASONAL_FEATURES,
     STORE_FEATURES,
     TIMESTAMP,
@@ -65,7 +66,7 @@ def build(rows: pl.DataFrame | Columns, service: str, horizon: int, calendar: Ca
     if missing:
         raise UserError(f"columns {missing} of feature service {service!r} are missing; run `salescast retrieve` again")
     if isinstance(rows, pl.DataFrame):
-        rows = columns(rows.select(*needed, *(name for name in given if name.startswith(PLANNED))))
+        rows = columns(rows.select(*needed, *(name for name in given if name.startswith((PLANNED, PRODUCT)))))
     weeks = target_weeks(rows[TIMESTAMP], horizon)
     prepared = (seasonal_inputs.prepare_seasonal if seasonal else _prepare_published)(rows, weeks, calendar)
     return Inputs(
@@ -75,7 +76,7 @@ def build(rows: pl.DataFrame | Columns, service: str, horizon: int, calendar: Ca
         step_names=tuple(prepared.step),
         anchor=prepared.anchor.astype(np.float64),
         unit=prepared.unit.astype(np.float64),
-        categories={name: rows[name] for name in CATEGORIES},
+        categories={name: rows[name] for name in categories(rows)},
         slow_mean=prepared.slow_mean.astype(np.float64),
         floor=prepared.floor,
         anchor_kind=prepared.anchor_kind,

@@ -33,7 +33,7 @@ class Metadata:
     factors: tuple[float, float]
     metrics: dict[str, float | None]
     shrinkage: float = 1.0
-    planned: tuple[str, ...] = ()  # columns of planned inputs among the features
+    planned: tuple[str, ...] = ()  # features that differ by dataset: planned inputs, products
 
     @property
     def recipe(self) -> Recipe:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding, relu, softplus
 
-from salescast.features.columns import CATEGORIES
+from salescast.features.columns import categories
 from salescast.model.inputs import Inputs
 
 CLIP = 5.0  # standard deviations
@@ -64,7 +64,8 @@ class Scaler:
     def _known(self) -> dict[str, tuple[int, pa.Array]]:
         """The first code and the values of each category; codes count from 1 over all categories."""
         first = accumulate((len(values) for values in self.vocabulary.values()), initial=1)
-        arrays = {name: pl.Series(values, dtype=CATEGORIES.get(name)) for name, values in self.vocabulary.items()}
+        types = categories(self.vocabulary)
+        arrays = {name: pl.Series(values, dtype=types.get(name)) for name, values in self.vocabulary.items()}
         return {name: (start, values.to_arrow()) for start, (name, values) in zip(first, arrays.items(), strict=False)}
 
     def code(self, name: str, values: pa.Array) -> NDArray[np.int64]:
@@ -89,9 +90,10 @@ class Scaler:
         below_or_above = ((base < low[:width]) | (base > high[:width])).sum(axis=0)
         ahead = ((step < low[width:]) | (step > high[width:])).sum(axis=(0, 1))
         unknown = (codes == 0).sum(dim=0).numpy()
-        known = [len(self.vocabulary[name]) > 0 for name in CATEGORIES]  # False: always missing in training
+        coded = [name for name in self.vocabulary if name != "horizon"]
+        known = [len(self.vocabulary[name]) > 0 for name in coded]  # False: always missing in training
         counts = np.concatenate([below_or_above, ahead, unknown * known])
-        names = (*self.names, *CATEGORIES)
+        names = (*self.names, *coded)
         return {names[place]: int(counts[place]) for place in np.flatnonzero(counts)}
 
     @cached_property

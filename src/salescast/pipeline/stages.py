@@ -184,7 +184,8 @@ def backtest_stage(
 
 def _groups(columns: list[str]) -> dict[str, tuple[str, ...]]:
     """The feature groups of a training set with these columns."""
-    groups = schema.FEATURE_GROUPS | schema.SEASONAL_GROUPS | {"planned": tuple(schema.planned_columns(columns))}
+    groups = schema.FEATURE_GROUPS | schema.SEASONAL_GROUPS
+    groups |= {"planned": tuple(schema.planned_columns(columns)), "product": tuple(schema.product_columns(columns))}
     return {name: group for name, group in groups.items() if not set(columns).isdisjoint(group)}
 
 

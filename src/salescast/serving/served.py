@@ -17,14 +17,17 @@ from salescast.model.bundle import UNREADABLE, Bundle
 from salescast.serving.protocol_v1 import Limits
 
 
-def service_views(service: str, planned: Sequence[str] = ()) -> dict[str, Mapping[str, pl.DataType]]:
-    """The views and columns, without the label, that a model trained on `service` reads online."""
+def service_views(service: str, columns: Sequence[str] = ()) -> dict[str, Mapping[str, pl.DataType]]:
+    """The views and columns, without the label, that a model trained on `service` reads online.
+
+    `columns`: those of the seasonal view that differ by dataset.
+    """
     views: dict[str, Mapping[str, pl.DataType]] = {
         schema.SALES_VIEW: {name: kind for name, kind in schema.SALES_FEATURES.items() if name != schema.LABEL},
         schema.STORE_VIEW: schema.STORE_FEATURES,
     }
     if service == schema.TRAINING_SERVICE_SEASONAL:
-        views[schema.SEASONAL_VIEW] = schema.SEASONAL_FEATURES | schema.planned_columns(planned)
+        views[schema.SEASONAL_VIEW] = schema.SEASONAL_FEATURES | schema.dataset_columns(columns)
     return views
 
 

@@ -33,7 +33,7 @@ from salescast.model.config import TrainingSettings
 from salescast.model.metadata import Metadata
 from salescast.model.network import Scaler
 from salescast.retail_calendar import calendar
-from salescast.schema import planned_columns
+from salescast.schema import dataset_columns
 from salescast.tracking.journal import Journal, exit_code, tracked, unsent_message
 from salescast.training import calibration
 from salescast.training.checkpoint import Best, Checkpoint, Checkpoints, Holdout
@@ -135,7 +135,7 @@ def write_bundle(plan: Plan, fit: Fit, scaler: Scaler, full: Best, holdout: Hold
             "val_wmape": holdout.wmape if math.isfinite(holdout.wmape) else None,
         },
         shrinkage=holdout.shrinkage,
-        planned=tuple(planned_columns(scan(plan.training).collect_schema().names())),
+        planned=tuple(dataset_columns(scan(plan.training).collect_schema().names())),
     )
     final = (full.weights, scaler)
     best = (holdout.best.weights, holdout.scaler) if holdout.best and holdout.scaler else final

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from salescast.errors import UserError
-from salescast.features.columns import CATEGORIES
+from salescast.features.columns import categories
 from salescast.features.training_set import scan
 from salescast.model.arrays import LEVEL
 from salescast.model.config import TrainConfig
@@ -301,8 +301,9 @@ def build_samples(shard: Shard, mask: NDArray[np.bool_], scaler: Scaler, group: 
     if not len(rows):
         rows, used = np.zeros(1, dtype=np.int64), np.ones((1, shard.horizon), dtype=bool)
     codes = []
+    types = categories(shard.codes)
     for name, local in shard.codes.items():
-        table = scaler.code(name, pl.Series(shard.values[name], dtype=CATEGORIES[name]).to_arrow())
+        table = scaler.code(name, pl.Series(shard.values[name], dtype=types[name]).to_arrow())
         codes.append(np.concatenate([[0], table])[local])
     return Samples(
         shard.table(device),
