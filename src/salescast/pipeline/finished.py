@@ -41,6 +41,7 @@ class FinishedRun:
 
     @property
     def workdir(self) -> Path:
+        """The folder of the run."""
         return self._work.root
 
     @cached_property

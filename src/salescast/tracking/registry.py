@@ -39,6 +39,8 @@ BUNDLES: Final = "bundles"  # folder of a run's files that holds registered bund
 
 @dataclass(frozen=True)
 class Registration:
+    """Version of the model in MLflow, whether it is the champion, and the reason."""
+
     version: int
     champion: bool
     reason: str
