@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test long quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving bench-import pictures manifests rehearse fuzz faults soak dist image sbom audit pin clean
+.PHONY: help setup run test long quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving bench-import pictures docs manifests rehearse fuzz faults soak dist image sbom audit pin clean
 
 help:  ## print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 		|| { echo "Python 3.11 or 3.12 is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench,docs]'
 	@touch $@
 
 run: setup  ## the whole pipeline on the 65,520-row demo data
@@ -64,6 +64,9 @@ bench-serving: setup  ## latency and throughput of the forecast server
 
 pictures: setup  ## the pictures of README.md, from the finished run in shared/ (needs Chromium)
 	$(BIN)/python docs/pictures.py
+
+docs: setup  ## build the documentation as a site in build/docs, readable without a network; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 IMAGE ?= salescast:0.1.0
 BASE_IMAGE ?= registry.access.redhat.com/ubi9/python-312-minimal:9.8
