@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test long quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving bench-import pictures docs manifests rehearse fuzz faults soak dist image sbom audit pin clean
+.PHONY: help setup run test long quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving bench-import pictures docs release-notes manifests rehearse fuzz faults soak dist image sbom audit pin clean
 
 help:  ## print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ pictures: setup  ## the pictures of README.md, from the finished run in shared/ 
 
 docs: setup  ## build the documentation as a site in build/docs, readable without a network; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+release-notes: setup  ## print the section of CHANGELOG.md for the version in pyproject.toml
+	@$(BIN)/python docs/release_notes.py
 
 IMAGE ?= salescast:0.1.0
 BASE_IMAGE ?= registry.access.redhat.com/ubi9/python-312-minimal:9.8
