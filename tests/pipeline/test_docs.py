@@ -30,7 +30,9 @@ from salescast.runtime.processes import free_port
 from .conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")] + sorted(ROOT.glob("docs/*.md"))
+DOCUMENTS = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "CODE_OF_CONDUCT")] + sorted(
+    ROOT.glob("docs/*.md")
+)
 WALKS = ("README.md", "your-data.md")  # minutes each; the others are tried at every `make test`
 BLOCK = re.compile(
     r"(?:<!-- (?P<mark>cluster|not run|until stopped)(?:: (?P<note>[^\n]*?))? -->\s*)?"
