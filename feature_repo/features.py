@@ -6,7 +6,7 @@ import polars as pl
 from feast import Entity, FeatureService, FeatureView, FileSource, ValueType
 
 from salescast import schema
-from salescast.feature_store.repo import feast_fields, dataset_schema
+from salescast.feature_store.repo import dataset_schema, feast_fields
 from salescast.workdir import workdir_of_repo
 
 data = workdir_of_repo(Path(__file__).parent).data

@@ -59,16 +59,14 @@ def forecast_all(workdir: Workdir, model_dir: Path | None = None) -> pl.DataFram
 def write_all(workdir: Workdir, out: Path, model_dir: Path | None = None) -> int:
     """Write `forecast_all` to a file, whose name selects the format (`tables.write`); returns the number of rows.
 
-    Ids that are not numbers are in the columns `store` and `dept` in front. The workdir's own forecasts have numbers
-    only, and are also kept under their first week, for `salescast monitor`.
+    Ids that are not numbers are in the columns `store` and `dept` in front. The workdir's own forecasts are also kept
+    under their first week, for `salescast monitor`.
     """
     tables.check_target(out)
     frame = forecast_all(workdir, model_dir)
     if out == workdir.forecasts:
         parquet.write(frame, workdir.kept_forecasts / f"{frame['week'].min()!s}.parquet")
-    else:
-        frame = Names.read(workdir.raw).named(frame)
-    tables.write(frame, out)
+    tables.write(Names.read(workdir.raw).named(frame), out)
     return frame.height
 
 
