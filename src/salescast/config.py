@@ -26,8 +26,8 @@ class Settings(BaseSettings):
     mlflow_certificate: Path | None = Field(default=None, validation_alias="MLFLOW_TRACKING_SERVER_CERT_PATH")
     # The git revision an image was built from; the image has no repository.
     revision: str | None = Field(default=None, validation_alias="SALESCAST_REVISION")
-    # Set by build systems: suppresses progress output such as a line per epoch.
-    ci: str = Field(default="", validation_alias="CI")
+    # Log every epoch of training where there is no terminal; `salescast -v` sets it.
+    verbose: bool = Field(default=False, validation_alias="SALESCAST_VERBOSE")
     nproc_per_node: int = Field(default=2, ge=1, validation_alias="SALESCAST_NPROC")
     http_port: int = Field(default=8080, ge=1, le=65535, validation_alias="SALESCAST_HTTP_PORT")
     grpc_port: int = Field(default=8081, ge=1, le=65535, validation_alias="SALESCAST_GRPC_PORT")

@@ -31,7 +31,7 @@ from salescast.workdir import Workdir
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "1"))
 LONG = ROUNDS > 1
-ENVIRONMENT = {"NUM_EPOCHS": "1", "BATCH_SIZE": "512", "OMP_NUM_THREADS": "1", "SALESCAST_NPROC": "1", "CI": "true"}
+ENVIRONMENT = {"NUM_EPOCHS": "1", "BATCH_SIZE": "512", "OMP_NUM_THREADS": "1", "SALESCAST_NPROC": "1"}
 # What a command makes, besides what it needs; in the order in which new data go through.
 COMMANDS: dict[str, list[str]] = {
     "data import": ["data", "import", "--sales", "{root}/next.csv", "--out", "{work}/data/raw"],

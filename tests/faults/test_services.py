@@ -232,7 +232,7 @@ def train_on(nodes: list[str], path: Path) -> "list[subprocess.Popen[str]]":
         place = [f"--node-rank={rank}", "--master-addr=10.77.0.1", "--master-port=29400"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *place]
         command = [*torchrun, "-m", "salescast.training.main", str(path)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable", "CI": "true"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable"}
         processes.append(
             subprocess.Popen(
                 ["ip", "netns", "exec", node, *command], env=environment, text=True,

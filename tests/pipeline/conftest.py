@@ -53,6 +53,6 @@ def finished_run(
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The workdir of a finished `salescast run` on that file, and the output of the command."""
     workdir = tmp_path_factory.mktemp("run") / "work"
-    done = salescast("run", "--sales", str(sales_csv), "--workdir", str(workdir), "--json", CI="true")
+    done = salescast("run", "--sales", str(sales_csv), "--workdir", str(workdir), "--json")
     assert done.returncode == 0, done.stderr
     return workdir, done

@@ -63,7 +63,7 @@ def run_again(finished_run: Finished, sales_csv: Path, tmp_path: Path) -> Callab
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SALESCAST_", "MLFLOW_"))}
         path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], env=clean | SMALL | {"PYTHONPATH": path, "CI": "true"},
+            [sys.executable, "-c", code, *arguments], env=clean | SMALL | {"PYTHONPATH": path},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         return Run(work, done)

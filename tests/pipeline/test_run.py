@@ -103,7 +103,7 @@ def test_the_evaluated_bundle_is_registered_and_served(
     place = ("--workdir", str(work.root))
 
     def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return salescast(*arguments, *place, cwd=tmp_path, CI="true", MLFLOW_TRACKING_URI=uri)
+        return salescast(*arguments, *place, cwd=tmp_path, MLFLOW_TRACKING_URI=uri)
 
     assert command_line("train", "--horizon", "4").returncode == 0
     shutil.copytree(work.models, tmp_path / "not-evaluated")
@@ -202,7 +202,10 @@ def test_an_interrupted_run_keeps_earlier_results_and_the_next_run_finishes(
     before = {name: (workdir / name).read_bytes() for name in ("forecasts.parquet", "models/model_metadata.json")}
     command = [sys.executable, "-m", "salescast.cli.app", "run", "--sales", str(sales_csv), "--workdir", str(workdir)]
     process = subprocess.Popen(
-        [*command, "--horizon", "4"], env={**os.environ, **SMALL, "CI": ""}, stderr=subprocess.PIPE, text=True
+        [*command, "--horizon", "4"],
+        env={**os.environ, **SMALL, "SALESCAST_VERBOSE": "true"},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr
     for line in process.stderr:

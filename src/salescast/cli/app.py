@@ -92,6 +92,8 @@ def _root(
     """
     from rich.logging import RichHandler
 
+    if verbose:
+        os.environ["SALESCAST_VERBOSE"] = "true"  # for the processes that are started here
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(message)s",

@@ -33,6 +33,7 @@ from salescast.model.config import TrainingSettings
 from salescast.model.metadata import Metadata
 from salescast.model.network import Scaler
 from salescast.retail_calendar import calendar
+from salescast.runtime.progress import EVERY
 from salescast.schema import dataset_columns
 from salescast.tracking.journal import Journal, exit_code, tracked, unsent_message
 from salescast.training import calibration
@@ -55,7 +56,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def epoch_reports(first: bool, epochs: int) -> Iterator[Notify]:
-    """How rank 0 reports epochs: a bar on a terminal, one line each in a log, not at all in CI. Sets up logging."""
+    """How rank 0 reports epochs. Sets up logging.
+
+    A bar on a terminal; in a log a line every `EVERY` seconds as a sign of life, or for every epoch if verbose.
+    """
     level = logging.INFO if first else logging.WARNING
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True) if first and sys.stderr.isatty() else None
@@ -65,12 +69,20 @@ def epoch_reports(first: bool, epochs: int) -> Iterator[Notify]:
             task, live = bar.add_task("training", total=epochs), bar
             yield lambda label, _: live.update(task, description=label, advance=1)
         else:
-            yield lambda _, line: None if settings().ci else logger.info(line)
+            last = time.monotonic()
+
+            def report(_: str, line: str) -> None:
+                nonlocal last
+                if settings().verbose or time.monotonic() - last >= EVERY:
+                    logger.info(line)
+                    last = time.monotonic()
+
+            yield report
 
 
 def run_fit(shard: Shard, plan: Plan, fit: Fit, group: Group, journal: Journal | None, notify: Notify) -> None:
     """Train one fit and write its bundle, continuing from a checkpoint if there is one."""
-    config = plan.config
+    config, start = plan.config, time.perf_counter()
     checkpoints = Checkpoints(plan.checkpoints / fit.name, plan.digest(fit))
     number = group.from_first(checkpoints.latest() if group.first else None)
     resume = checkpoints.load(number) if number is not None else None
@@ -89,10 +101,25 @@ def run_fit(shard: Shard, plan: Plan, fit: Fit, group: Group, journal: Journal |
         )
     scaler = fit_scaler(shard, mask, group)
     trainer = Trainer(build_samples(shard, mask, scaler, group), scaler, config, holdout.epochs, group)
-    best = train("full", trainer, run, resume if resume and resume.phase == "full" else None, holdout=holdout)
+    resumed = resume if resume and resume.phase == "full" else None
+    begun = time.perf_counter()
+    best = train("full", trainer, run, resumed, holdout=holdout)
+    epochs = trainer.epochs - (resumed.epoch if resumed else 0)
+    rate = epochs * trainer.steps * trainer.batch * group.world / (time.perf_counter() - begun)
     if group.first:
-        write_bundle(plan, fit, scaler, best, holdout)
+        digest = write_bundle(plan, fit, scaler, best, holdout)
         checkpoints.clear()
+        summary = _summary(fit, config.holdout_weeks, holdout, time.perf_counter() - start)
+        logger.info("%s; %.0f rows/s, bundle %.12s", summary, rate, digest)
+
+
+def _summary(fit: Fit, weeks: int, holdout: Holdout, seconds: float) -> str:
+    """One line on a finished fit."""
+    what = f"model {fit.name} of the sales up to {fit.cutoff} trained in {seconds:.1f} s"
+    if not math.isfinite(holdout.wmape):
+        return f"{what}, {holdout.epochs} epochs; too little history to hold weeks out"
+    held = f"the last {weeks} weeks, held out, were best after epoch {holdout.epochs}"
+    return f"{what}: {held} (WMAPE {holdout.wmape:.2%}); then {holdout.epochs} epochs on all weeks"
 
 
 def holdout_phase(shard: Shard, last: int, run: Run, resume: Checkpoint | None) -> Holdout:
@@ -120,8 +147,11 @@ def holdout_phase(shard: Shard, last: int, run: Run, resume: Checkpoint | None) 
     return Holdout(best.epoch, best.wmape, shrinkage, (factor, factor), best, plain)
 
 
-def write_bundle(plan: Plan, fit: Fit, scaler: Scaler, full: Best, holdout: Holdout) -> None:
-    """Save the bundle. Raises UserError when the disk cannot take it; an earlier bundle in its place survives."""
+def write_bundle(plan: Plan, fit: Fit, scaler: Scaler, full: Best, holdout: Holdout) -> str:
+    """Save the bundle and return its digest.
+
+    Raises UserError when the disk cannot take it; an earlier bundle in its place survives.
+    """
     meta = Metadata(
         config=plan.config,
         country=plan.country,
@@ -145,7 +175,7 @@ def write_bundle(plan: Plan, fit: Fit, scaler: Scaler, full: Best, holdout: Hold
         raise UserError(
             f"cannot write the bundle {fit.out}: {error}; free space and start the same plan again"
         ) from error
-    logger.info("%s: bundle %.12s in %s", fit.name, digest, fit.out)
+    return digest
 
 
 def run_plan(plan: Plan | None) -> int:
