@@ -69,8 +69,9 @@ def services(work: Workdir, ports: Ports, model_dir: Path | None = None) -> list
 
 def _page(name: str, port: int, ready: str, work: Workdir, command: tuple[str, ...]) -> Page:
     folder = work.feature_repo if name == "Feast" else work.root
-    # MLflow would start six more processes for jobs that nobody has here.
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} if name == "MLflow" else {}
+    # MLflow would start six more processes for jobs that nobody has here, and report its use to its makers.
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = quiet if name == "MLflow" else {}
     log = work.root / "logs" / f"{name.lower()}.log"
     path = "/docs" if name == "forecasts" else ""
     return Page(

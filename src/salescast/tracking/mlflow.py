@@ -21,6 +21,8 @@ from salescast.workdir import Workdir
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# MLflow's pages then open on runs and models, not on traces of chat models.
+KIND: Final = {"mlflow.experimentKind": "custom_model_development"}
 BATCH: Final = 1000  # metrics that MLflow takes in one request
 
 
@@ -34,6 +36,7 @@ def mlflow_client(uri: str) -> "MlflowClient":
     # MLflow reads these on import; without them it logs its database migrations and draws a bar for every artifact.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")  # from MLflow's own tables
     from mlflow import MlflowClient
 
@@ -117,7 +120,7 @@ def create_run(
     `artifacts` is where a new experiment keeps its files; None leaves it to the server.
     """
     known = client.get_experiment_by_name(experiment)
-    experiment_id = known.experiment_id if known else client.create_experiment(experiment, artifacts)
+    experiment_id = known.experiment_id if known else client.create_experiment(experiment, artifacts, tags=KIND)
     return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
 
 

@@ -86,6 +86,7 @@ def _register(
     decision = promotion.decide(backtest, model, before)
     tags = {"digest": digest, "verdict": decision.reason, "model": model, BACKTEST: tested, PROMOTED: "no"}
     version = registered or client.create_model_version(MODEL_NAME, f"{artifacts}/{path}", run_id=run_id, tags=tags)
+    client.update_model_version(MODEL_NAME, version.version, _description(backtest, model, decision.reason))
     for name, value in tags.items():
         if version.tags.get(name) != value:  # an earlier verdict, from another backtest or against another champion
             client.set_model_version_tag(MODEL_NAME, version.version, name, value)
@@ -93,6 +94,17 @@ def _register(
         client.set_registered_model_alias(MODEL_NAME, CHAMPION, version.version)
         client.set_model_version_tag(MODEL_NAME, version.version, PROMOTED, "yes")
     return Registration(int(version.version), decision.promoted, decision.reason)
+
+
+def _description(backtest: pl.DataFrame, model: str, verdict: str) -> str:
+    """What a version was judged on, and how it did."""
+    own = scores(backtest.filter(pl.col("model") == model)).row(0, named=True)
+    cutoffs = ", ".join(map(str, backtest["cutoff"].unique().sort().to_list()))
+    series, weeks = backtest.select("store_id", "dept_id").n_unique(), int(backtest["horizon"].to_numpy().max())
+    return (
+        f"Judged on {series:,} series, {weeks} weeks after each of {cutoffs}: WMAPE {own['wmape']:.2%}, "
+        f"coverage of the 80 % range {own['coverage']:.1%}. Verdict: {verdict}"
+    )
 
 
 def _artifact_uri(client: "MlflowClient", run_id: str) -> str:

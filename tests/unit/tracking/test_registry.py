@@ -105,6 +105,7 @@ def test_versions_and_alias_in_the_registry(work: Workdir, put: Callable[[float]
     assert (best.version, best.champion) == (3, True)
     champion = client.get_model_version_by_alias(MODEL_NAME, registry.CHAMPION)
     assert champion.version == 3 and champion.tags["verdict"] == best.reason
+    assert champion.description.startswith("Judged on ") and champion.description.endswith(best.reason)
     assert client.get_run(champion.run_id).data.metrics["backtest_wmape"] == pytest.approx(0.01)
     arrived = download_artifacts(artifact_uri=champion.source, dst_path=str(tmp_path / "got"))
     assert bundle.load(Path(arrived)).digest == bundle.load(work.models).digest == champion.tags["digest"]
