@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 SOURCE: Final = Path(__file__).parents[2]
+OWN: Final = ("salescast", "feast_asof")  # where the wheel is installed, SOURCE holds all other packages, too
 # Entry points of the stages: modules from which imports are followed.
 FEATURES: Final = ("salescast.features.build",)
 RETRIEVAL: Final = ("salescast.feature_store.retrieval", "feast_asof.store", "feast_asof.ray_engine")
@@ -78,14 +79,14 @@ def _path(name: str, source: Path) -> Path:
 
 
 def _imported(path: Path, source: Path) -> Iterator[str]:
-    """The modules of `source` that a file imports, including imports inside functions."""
+    """The modules of OWN that a file imports, including imports inside functions."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        yield from (name for name in names if _path(name, source).is_file())
+        yield from (name for name in names if name.partition(".")[0] in OWN and _path(name, source).is_file())
 
 
 def _syntax(path: Path) -> str:

@@ -64,6 +64,13 @@ def test_a_copy_of_the_same_source_has_the_same_digest(copied: Path) -> None:
     assert all(digest(roots, copied) == digest(roots) for roots in STAGES.values())
 
 
+def test_packages_beside_an_installed_one_are_not_read(copied: Path) -> None:
+    (copied / "polars").mkdir()
+    (copied / "polars" / "__init__.py").write_text("this is not Python")
+    digest.cache_clear()
+    assert all(digest(roots, copied) == digest(roots) for roots in STAGES.values())
+
+
 @pytest.mark.parametrize("library", ["torch", "numpy", "polars"])
 def test_another_version_of_a_library_is_seen_everywhere(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {stage: digest(roots) for stage, roots in STAGES.items()}
