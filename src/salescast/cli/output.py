@@ -238,17 +238,21 @@ def _summary(result: "RunSummary") -> None:
 
 def next_steps(result: "RunSummary", work: "Workdir") -> dict[str, str]:
     """Commands to type after a run: they use this workdir and the model that the run ended with."""
+    from salescast.runtime import extras
+
     chosen = ["--workdir", str(work.root)] if work.root != Path("shared").resolve() else []
     if not result.served.startswith("the champion"):
         chosen += ["--model-dir", str(work.models)]
     first = result.answers[0] if result.answers else {"store": "1", "dept": "1"}
     series = ["--store", str(first["store"]), "--dept", str(first["dept"])]
     history = "SALESCAST_MAX_FEATURE_AGE_DAYS=inf " if _too_old_to_serve(result) else ""
-    return {
+    steps = {
         "forecast": shlex.join(["salescast", "forecast", *series, "--draw", *chosen]),
         "all": shlex.join(["salescast", "forecast", "--all", "--out", "forecasts.xlsx", *chosen]),
-        "serve": history + shlex.join(["salescast", "up", *chosen]),
     }
+    if extras.installed(extras.SERVE):
+        steps["serve"] = history + shlex.join(["salescast", "up", *chosen])
+    return steps
 
 
 def _too_old_to_serve(result: "RunSummary") -> bool:

@@ -129,7 +129,9 @@ def register_model(workdir: WorkdirOption = None, as_json: JsonOption = False) -
     Example: `salescast register`
     """
     from salescast.pipeline import stages
+    from salescast.tracking.mlflow import require_tracking
 
+    require_tracking()
     with locked_workdir(workdir) as work:
         result = stages.register_stage(work)
     output.registration(result, as_json)

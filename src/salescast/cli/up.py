@@ -10,11 +10,11 @@ from typing import Final
 import httpx
 
 from salescast.errors import UserError
-from salescast.runtime import processes
+from salescast.runtime import extras, processes
 from salescast.runtime.processes import Service, check_free
 from salescast.schema import MODEL_NAME
 from salescast.tracking import champion
-from salescast.tracking.mlflow import tracking_uri
+from salescast.tracking.mlflow import OFF, tracking_uri
 from salescast.workdir import Workdir
 
 STOP_SECONDS: Final = 15.0  # from SIGTERM to SIGKILL
@@ -42,11 +42,12 @@ def services(work: Workdir, ports: Ports, model_dir: Path | None = None) -> list
 
     The forecasts are the champion's, unless `model_dir` or the environment selects another model.
 
-    Raises UserError when a part of the run is missing, or a port is taken.
+    Raises UserError when a part of the run or a package is missing, or a port is taken.
     """
     for needed in (work.models, work.feature_repo):
         if not needed.is_dir():
             raise UserError(f"no finished run in {work.root}: {needed} is missing; run `salescast run` first")
+    extras.require(extras.SERVE)
     what = champion.chosen(model_dir=model_dir)
     model = ("--model", what) if isinstance(what, str) else ("--model-dir", str(what.resolve()))
     serve = ("-m", "salescast.cli.app", "serve", "--workdir", str(work.root), *model)
@@ -83,7 +84,7 @@ def _page(name: str, port: int, ready: str, work: Workdir, command: tuple[str, .
 def addresses(work: Workdir, pages: Sequence[Page]) -> dict[str, str]:
     """The address of each page by its name, that of an MLflow server elsewhere, and the report."""
     urls = {page.service.name: page.url for page in pages}
-    if "MLflow" not in urls and tracking_uri(work) != "off":
+    if "MLflow" not in urls and tracking_uri(work) != OFF:
         urls["MLflow"] = tracking_uri(work)
     if work.report.is_file():
         urls["report"] = work.report.as_uri()

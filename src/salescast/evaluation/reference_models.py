@@ -10,7 +10,6 @@ year of a series; younger series get the growth-adjusted seasonal naive, so that
 
 from collections.abc import Sequence
 from datetime import date, timedelta
-from importlib.util import find_spec
 from typing import Any, Final
 
 import numpy as np
@@ -24,9 +23,10 @@ from salescast.evaluation.forecast_frames import backtest_frame
 from salescast.features.history import RANK, Floats, fill_gaps
 from salescast.model import inputs
 from salescast.model.arrays import LEVEL
+from salescast.runtime import extras
 from salescast.schema import KEYS, LABEL, SEASON, TIMESTAMP, TRAINING_SERVICE_SEASONAL
 
-PACKAGES: Final = {"lightgbm": "lightgbm", "mstl": "statsforecast", "svd": "statsforecast"}
+PACKAGES: Final = {"lightgbm": extras.LIGHTGBM, "mstl": extras.STATSFORECAST, "svd": extras.STATSFORECAST}
 LEVELS: Final = (0.1, 0.5, 0.9)
 ROUNDS: Final = 200
 BOOSTING: Final[dict[str, Any]] = {
@@ -48,8 +48,7 @@ def check(names: Sequence[str], service: str = TRAINING_SERVICE_SEASONAL) -> Non
             raise UserError(f"lightgbm uses our inputs of {TRAINING_SERVICE_SEASONAL}; leave --feature-service out")
         if name not in PACKAGES:
             raise UserError(f"--with knows {', '.join(PACKAGES)}, got {name!r}")
-        if find_spec(PACKAGES[name]) is None:
-            raise UserError(f"{name} needs the package {PACKAGES[name]}; `pip install 'salescast[bench]'` brings it")
+        extras.require(PACKAGES[name])
 
 
 def forecasts(name: str, training: pl.LazyFrame, cutoff: date, horizon: int, country: str) -> pl.DataFrame:

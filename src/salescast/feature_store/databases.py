@@ -25,6 +25,7 @@ import tenacity
 import yaml
 
 from salescast.errors import UserError
+from salescast.runtime import extras
 
 if TYPE_CHECKING:
     import psycopg
@@ -215,12 +216,13 @@ def _shut_down(descriptor: int) -> None:
 def open_database(options: Mapping[str, Any], repo: Path, timeout: float = 5.0) -> Database:
     """The database that an `online_store:` section names: `path` for SQLite, else `host` and so on for PostgreSQL.
 
-    `timeout`: seconds that a read may take. Raises UserError if it names neither.
+    `timeout`: seconds that a read may take. Raises UserError if it names neither, and for PostgreSQL without psycopg.
     """
     if options.get("path"):
         return Sqlite(repo / options["path"], timeout)
     if not options.get("host"):
         raise UserError(f"online_store needs `path` (SQLite) or `host` (PostgreSQL), got {sorted(options)}")
+    extras.require(extras.POSTGRES)
     schema = options.get("db_schema") or "public"
     connection = {name: options[name] for name in ("host", "user", "password", "sslmode") if options.get(name)}
     connection |= {"port": int(options.get("port") or 5432), "dbname": options["database"]}

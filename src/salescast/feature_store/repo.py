@@ -18,7 +18,7 @@ from salescast.config import settings
 from salescast.data import dataset
 from salescast.data.names import Names
 from salescast.errors import UserError
-from salescast.runtime import checksums, code_digest
+from salescast.runtime import checksums, code_digest, extras
 from salescast.runtime.atomic_files import replace_file
 from salescast.workdir import Workdir
 
@@ -71,6 +71,10 @@ def _config(repo: Path, name: str | None = None) -> "RepoConfig":
     prefix, _, path = config.registry.path.partition("sqlite:///")
     if not prefix and not Path(path).is_absolute():
         config.registry.path = f"sqlite:///{repo.resolve() / path}"
+    if config.registry.path.startswith("postgresql"):
+        extras.require(extras.POSTGRES)
+    if getattr(config.offline_store, "engine", None) == "ray":
+        extras.require(extras.RAY)
     return config
 
 
@@ -87,18 +91,20 @@ def open_store(workdir: Workdir, yaml: str | None = None) -> "FeatureStore":
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
     """Turn errors of the registry, the online store and Ray into a UserError of one line without passwords."""
-    import psycopg
     import sqlalchemy.exc
 
     from feast_asof.errors import AsofError
 
     kinds: tuple[type[Exception], ...] = (
         sqlalchemy.exc.SQLAlchemyError,
-        psycopg.Error,
         sqlite3.Error,
         UnicodeDecodeError,
         AsofError,
     )
+    if extras.installed(extras.POSTGRES):
+        import psycopg
+
+        kinds += (psycopg.Error,)
     if "ray" in sys.modules:
         from ray.exceptions import RayError
 

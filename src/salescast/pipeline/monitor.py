@@ -14,7 +14,7 @@ from salescast.evaluation.metrics import scores
 from salescast.pipeline.stages import EXPERIMENT
 from salescast.runtime import parquet
 from salescast.schema import KEYS, LABEL
-from salescast.tracking.mlflow import Point, log_run, mlflow_answers, tracking_uri
+from salescast.tracking.mlflow import OFF, Point, log_run, mlflow_answers, tracking_uri
 from salescast.workdir import Workdir
 
 RUN: Final = "monitor"
@@ -90,8 +90,7 @@ def monitor(work: Workdir, raw: Path, forecasts: Sequence[Path], limits: Limits)
             "import newer sales, or name their dataset folder with --data"
         )
     report = compare_with_limits(pairs, limits)
-    with mlflow_answers(tracking_uri(work)):
-        return Report(report.by_week, report.recent, report.beyond, _log(work, report))
+    return Report(report.by_week, report.recent, report.beyond, _log(work, report))
 
 
 def default_wmape(work: Workdir) -> float:
@@ -103,7 +102,7 @@ def default_wmape(work: Workdir) -> float:
 def _log(work: Workdir, report: Report) -> str | None:
     """Log one MLflow run with the measures by week, the week as time and step; None when tracking is off."""
     uri = tracking_uri(work)
-    if uri == "off":
+    if uri == OFF:
         return None
     artifacts = None if work.tracking_uri != uri else str(work.artifacts.resolve())
     points = [
@@ -112,7 +111,9 @@ def _log(work: Workdir, report: Report) -> str | None:
         for name in (*MEASURES, "rows")
         if (value := row[name]) is not None
     ]
-    return log_run(uri, EXPERIMENT, artifacts, RUN, {"beyond": "; ".join(report.beyond) or "nothing"}, points)
+    tags = {"beyond": "; ".join(report.beyond) or "nothing"}
+    with mlflow_answers(uri):
+        return log_run(uri, EXPERIMENT, artifacts, RUN, tags, points)
 
 
 def _milliseconds(week: date) -> int:

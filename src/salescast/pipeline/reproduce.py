@@ -11,7 +11,7 @@ from salescast.feature_store import repo, retrieval
 from salescast.model.metadata import METADATA, read_metadata
 from salescast.pipeline import stages
 from salescast.tracking import run_record
-from salescast.tracking.mlflow import run_artifacts, tracking_uri
+from salescast.tracking.mlflow import OFF, require_tracking, run_artifacts, tracking_uri
 from salescast.tracking.run_record import Record
 from salescast.training import launch
 from salescast.training.plan import Fit, Plan
@@ -81,8 +81,9 @@ def reproduce(work: Workdir, run_id: str, raw: Path) -> list[Comparison]:
 
 def read_run(work: Workdir, run_id: str) -> tuple[Record, str]:
     """The record of a run and the digest of its bundle, from MLflow. Raises UserError."""
+    require_tracking()
     uri = tracking_uri(work)
-    if uri == "off":
+    if uri == OFF:
         raise UserError("tracking is switched off: there are no runs to reproduce; set MLFLOW_TRACKING_URI")
     names = (f"{run_record.FOLDER}/{run_record.NAME}", f"bundle/{METADATA}")
     with run_artifacts(uri, run_id, names) as (record, metadata):

@@ -26,7 +26,7 @@ from salescast.pipeline.stages import (
     train_stage,
 )
 from salescast.runtime.atomic_files import replace_file
-from salescast.tracking.mlflow import tracking_uri
+from salescast.tracking.mlflow import tracking_uri, why_off
 from salescast.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -87,13 +87,15 @@ def run(
 ) -> RunSummary:
     """Run all stages. `source` writes the dataset to the folder it is given; `started` gets the name of each stage.
 
-    Summary and report are written before the server is started. A server that does not get ready leads to a warning in
-    the summary. Raises UserError from any stage; the results of earlier stages stay, and the next run reuses them.
+    Summary and report are written before the server is started. A server that is not installed or does not get ready
+    leads to a warning in the summary. Raises UserError from any stage; the results of earlier stages stay, and the next
+    run reuses them.
     """
     from salescast.feature_store import repo, retrieval
     from salescast.report.build import build_report
     from salescast.serving import batch
 
+    tracking_uri(work)  # raises before any work where MLflow is asked for and is not installed
     timed = Timings(started)
     with timed("data"):
         source(work.raw)
@@ -151,23 +153,24 @@ def _summary(
         digest=read_metadata(work.models).digest,
         version=registered.version if registered else None,
         champion=bool(registered and registered.champion),
-        reason=registered.reason if registered else "tracking is switched off",
+        reason=registered.reason if registered else why_off(),
         served=bundle.description,
         paths={"report": str(work.report), "forecasts": str(work.forecasts), "mlflow": str(tracking_uri(work))},
     )
 
 
 def _with_answers(work: Workdir, summary: RunSummary, model_dir: Path | None) -> RunSummary:
-    """The summary with the answers of a model server, or with a warning when the server does not get ready.
+    """The summary with the answers of a model server, or with a warning when there is none or it does not get ready.
 
     Raises UserError when the answers differ from the offline forecasts.
     """
+    from salescast.runtime.extras import MissingExtraError
     from salescast.runtime.processes import NotReadyError
     from salescast.serving import smoke_test
 
     try:
         return replace(summary, answers=smoke_test.ask(work, model_dir))
-    except NotReadyError as error:
+    except (NotReadyError, MissingExtraError) as error:
         command = smoke_test.by_hand(work, model_dir)
         return replace(
             summary, warning=f"{error}; all results are there, but the server was not tested; start it with: {command}"

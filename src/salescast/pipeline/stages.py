@@ -22,7 +22,7 @@ from salescast.model.metadata import read_metadata
 from salescast.runtime import parquet
 from salescast.runtime.atomic_files import replace_file
 from salescast.tracking.journal import Tracking
-from salescast.tracking.mlflow import tracking_uri
+from salescast.tracking.mlflow import OFF, tracking_uri
 from salescast.tracking.registry import Registration
 from salescast.training.plan import Fit, Plan
 from salescast.workdir import Workdir
@@ -124,7 +124,7 @@ def train_stage(work: Workdir, config: TrainConfig, cutoffs: Sequence[date], *, 
 
 def _tracking(work: Workdir) -> Tracking | None:
     uri = tracking_uri(work)
-    if uri == "off":
+    if uri == OFF:
         return None
     local = settings().mlflow_tracking_uri is None
     return Tracking(uri, EXPERIMENT, MODEL, _journals(work), str(work.artifacts.resolve()) if local else None)
@@ -230,7 +230,7 @@ def register_stage(work: Workdir) -> Registration | None:
     from salescast.evaluation import lineage
     from salescast.tracking import champion, journal, registry
 
-    if tracking_uri(work) == "off":
+    if tracking_uri(work) == OFF:
         return None
     candidate = lineage.candidate(work)
     run_id = journal.run_id(journal.journal_folder(_journals(work), candidate.final.fit_digest))

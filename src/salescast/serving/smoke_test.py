@@ -14,10 +14,10 @@ import polars as pl
 
 from salescast.data.names import Names
 from salescast.errors import UserError
-from salescast.runtime import parquet, processes
+from salescast.runtime import extras, parquet, processes
 from salescast.runtime.processes import Service, free_port
 from salescast.schema import KEYS, MODEL_NAME
-from salescast.serving.protocol_v1 import OWN
+from salescast.serving.client import OWN
 from salescast.tracking import champion
 from salescast.workdir import Workdir
 
@@ -29,8 +29,9 @@ TOLERANCE: Final = 1e-6  # relative, and absolute for a closed week's zero; both
 def server(work: Workdir, model_dir: Path | None = None) -> Iterator[str]:
     """A ready forecast server of the workdir, with the champion or the bundle in `model_dir`; yields its address.
 
-    Raises NotReadyError with the last line of its log when it does not become ready.
+    Raises NotReadyError with the last line of its log when it does not become ready, MissingExtraError without KServe.
     """
+    extras.require(extras.SERVE)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     serve = (sys.executable, "-m", "salescast.cli.app", *_serve(work, model_dir))
@@ -65,7 +66,7 @@ def ask(work: Workdir, model_dir: Path | None = None) -> list[dict[str, Any]]:
     offline = parquet.read(work.forecasts, "run `salescast forecast --all` again")
     largest = offline.group_by(KEYS).agg(pl.col("forecast").sum()).sort("forecast", descending=True).head(SERIES)
     keys, names = largest.select(KEYS).to_dicts(), Names.read(work.raw)
-    instances = [{own: str(names.name_of(key, pair[key])) for key, own in OWN.items()} for pair in keys]
+    instances = [{own: str(names.name_of(key, pair[key])) for key, own in zip(KEYS, OWN, strict=True)} for pair in keys]
     with server(work, model_dir) as url, httpx.Client(base_url=url, timeout=processes.QUIET, trust_env=False) as client:
         path = f"/v1/models/{MODEL_NAME}:predict"
         try:

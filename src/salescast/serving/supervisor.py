@@ -13,7 +13,7 @@ from types import FrameType
 
 from salescast.config import settings
 from salescast.errors import UserError
-from salescast.runtime import processes
+from salescast.runtime import extras, processes
 from salescast.runtime.processes import announce, check_free
 from salescast.serving import alias_follower
 from salescast.tracking import champion
@@ -33,8 +33,9 @@ def main(
     """Serve the model that `champion.chosen` selects, with the workdir's online features, until SIGTERM or SIGINT.
 
     A model of the registry (by default the champion) is followed: the server loads each new version of its alias.
-    Raises UserError for a port that is taken, a missing feature repo, and a missing model or bundle.
+    Raises UserError for a port that is taken, a missing feature repo, a missing model or bundle, and without KServe.
     """
+    extras.require(extras.SERVE)
     what, count = champion.chosen(model, model_dir), workers or settings().serve_workers
     if isinstance(what, str):
         champion.split(what)

@@ -72,15 +72,13 @@ class Follower:
 
     def __init__(self, model: str, folder: Path, workdir: Workdir) -> None:
         """Raises UserError for a model that is not named as `split` has it, NoChampionError without a registry."""
-        from salescast.tracking.mlflow import tracking_uri
+        from salescast.tracking.mlflow import OFF, tracking_uri, why_off
 
         self.model, self.folder, self.kept, self.uri = model, folder, workdir.champion, tracking_uri(workdir)
         self.name, self.alias = split(model)
         self.by_name = f"or ask for a bundle by name: --model-dir {workdir.models}, SALESCAST_MODEL_DIR"
-        if self.uri == "off":
-            raise NoChampionError(
-                f"{model} is in a registry and MLFLOW_TRACKING_URI is off: there is no champion; set it, {self.by_name}"
-            )
+        if self.uri == OFF:
+            raise NoChampionError(f"{model} is in a registry and {why_off()}, {self.by_name}")
         self._seen: dict[str, str] = {}
 
     @property

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from salescast.config import settings
 from salescast.errors import UserError
+from salescast.runtime import extras
 from salescast.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -24,11 +25,30 @@ if TYPE_CHECKING:
 # MLflow's pages then open on runs and models, not on traces of chat models.
 KIND: Final = {"mlflow.experimentKind": "custom_model_development"}
 BATCH: Final = 1000  # metrics that MLflow takes in one request
+OFF: Final = "off"  # in place of a URI: runs and models are not kept
 
 
 def tracking_uri(workdir: Workdir) -> str:
-    """Where runs and models are kept: MLFLOW_TRACKING_URI, else the workdir's own SQLite file."""
-    return settings().mlflow_tracking_uri or workdir.tracking_uri
+    """Where runs and models are kept: MLFLOW_TRACKING_URI, else the workdir's own SQLite file.
+
+    OFF where nobody asked for MLflow and it is not installed. Raises UserError where MLFLOW_TRACKING_URI asks for it.
+    """
+    if settings().mlflow_tracking_uri:
+        require_tracking()
+        return str(settings().mlflow_tracking_uri)
+    return workdir.tracking_uri if extras.installed(extras.TRACKING) else OFF
+
+
+def require_tracking() -> None:
+    """Raise UserError if MLflow is not installed, unless tracking is switched off."""
+    if settings().mlflow_tracking_uri != OFF:
+        extras.require(extras.TRACKING)
+
+
+def why_off() -> str:
+    """Why nothing is tracked where `tracking_uri` is OFF, and what to do."""
+    switched_off = settings().mlflow_tracking_uri == OFF
+    return "MLFLOW_TRACKING_URI is off; set it to track runs" if switched_off else extras.TRACKING.missing
 
 
 def mlflow_client(uri: str) -> "MlflowClient":
@@ -54,6 +74,7 @@ def mlflow_answers(uri: str) -> Iterator[None]:
 @contextmanager
 def mlflow_errors(uri: str) -> Iterator[None]:
     """Raise UserError for a request that MLflow refuses, that fails on the way, or that its store cannot do."""
+    extras.require(extras.TRACKING)
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -68,6 +89,7 @@ def mlflow_errors(uri: str) -> Iterator[None]:
 
 def check(uri: str, attempts: int = 3) -> None:
     """Raise UserError if the tracking server or file at `uri` cannot be used."""
+    extras.require(extras.TRACKING)
     hint = "start it, correct MLFLOW_TRACKING_URI, or set MLFLOW_TRACKING_URI=off to train without tracking"
     if uri.startswith(("http://", "https://")):
         trusted = ssl.create_default_context(cafile=settings().mlflow_certificate)

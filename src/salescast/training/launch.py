@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from salescast.errors import UserError
+from salescast.runtime import extras
 from salescast.tracking import journal
 from salescast.tracking.mlflow import check
 from salescast.training.plan import Plan
@@ -98,6 +99,7 @@ def submit(client: "TrainerClient", plan: Path, nodes: int = 1, processes: int =
     runtime, which has salescast; `plan` is a path on the shared volume. The local process backend would make an
     environment of its own and install torch into it; it is given the packages of this one instead.
     """
+    extras.require(extras.KUBEFLOW)
     from kubeflow.trainer import CustomTrainer
     from kubeflow.trainer.backends.localprocess.backend import LocalProcessBackend
 
