@@ -66,15 +66,9 @@ def needed(requirements: list[str]) -> set[str]:
 
 
 def test_every_installed_package_is_pinned() -> None:
-<<<<<<< HEAD
-    wanted = needed(
-        [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], *PROJECT["optional-dependencies"]["docs"]]
-    )
-=======
     extras = [text for texts in PROJECT["optional-dependencies"].values() for text in texts]
     own = PROJECT["name"]
     wanted = needed([text for text in PROJECT["dependencies"] + extras if Requirement(text).name != own])
->>>>>>> e89129d (Install only what a run on one machine needs, the rest by extras)
     installed = set()
     for name in wanted:
         try:

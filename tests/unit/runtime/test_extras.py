@@ -51,7 +51,7 @@ def test_the_named_extra_brings_the_package(extra: Extra) -> None:
 
 def test_all_is_every_extra_but_the_tools_of_development() -> None:
     (everything,) = (Requirement(text) for text in EXTRAS["all"])
-    assert everything.name == PROJECT["name"] and everything.extras == EXTRAS.keys() - {"all", "dev"}
+    assert everything.name == PROJECT["name"] and everything.extras == EXTRAS.keys() - {"all", "dev", "docs"}
 
 
 def test_every_package_that_the_source_imports_is_declared() -> None:
@@ -65,6 +65,6 @@ def test_every_package_that_the_source_imports_is_declared() -> None:
                 imported.add(node.module.partition(".")[0])
     imported -= {*sys.stdlib_module_names, "salescast", "feast_asof"}
     used = {name: {canonicalize_name(one) for one in installed[name]} for name in imported}
-    declared = names(PROJECT["dependencies"] + [text for name in EXTRAS if name != "dev" for text in EXTRAS[name]])
+    declared = names(PROJECT["dependencies"] + [text for name in EXTRAS if name not in ("dev", "docs") for text in EXTRAS[name]])
     declared |= {inner for inner, outer in WITHIN.items() if outer in declared}
     assert {name: found for name, found in used.items() if not found & declared} == {}
