@@ -65,6 +65,8 @@ def test_every_package_that_the_source_imports_is_declared() -> None:
                 imported.add(node.module.partition(".")[0])
     imported -= {*sys.stdlib_module_names, "salescast", "feast_asof"}
     used = {name: {canonicalize_name(one) for one in installed[name]} for name in imported}
-    declared = names(PROJECT["dependencies"] + [text for name in EXTRAS if name not in ("dev", "docs") for text in EXTRAS[name]])
+    declared = names(
+        PROJECT["dependencies"] + [text for name in EXTRAS if name not in ("dev", "docs") for text in EXTRAS[name]]
+    )
     declared |= {inner for inner, outer in WITHIN.items() if outer in declared}
     assert {name: found for name, found in used.items() if not found & declared} == {}
