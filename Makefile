@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test long quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving bench-import pictures docs release-notes manifests rehearse fuzz faults soak dist image sbom audit pin clean
+.PHONY: help setup run test long quick lint cover bench-retrieval bench-accuracy bench-accuracy-once bench-training bench-serving bench-import bench-experience pictures docs release-notes manifests rehearse fuzz faults soak dist image sbom audit pin clean
 
 help:  ## print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench-training: setup  ## samples per second beside the usual DataLoader + DDP
 
 bench-import: setup  ## import of 10 million receipts, beside plain Polars
 	$(BIN)/python benchmarks/importing.py --write
+
+bench-experience: setup  ## import, help, first output, first chart of the report (needs Chromium for the chart)
+	$(BIN)/python benchmarks/experience.py --write
 
 bench-serving: setup  ## latency and throughput of the forecast server
 	$(BIN)/python benchmarks/serving.py --write
