@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     model_dir: Path | None = Field(default=None, validation_alias="SALESCAST_MODEL_DIR")
     # The registry alias to serve; by default models:/sales-forecast@champion.
     model: str | None = Field(default=None, validation_alias="SALESCAST_MODEL")
+    # Names and addresses of the pages beside the server, for its start page; `salescast up` sets it, and the server
+    # then shows the workdir's report too.
+    pages: dict[str, str] = Field(default={}, validation_alias="SALESCAST_PAGES")
     # Number of server processes; they share the ports.
     serve_workers: int = Field(default=1, ge=1, validation_alias="SALESCAST_SERVE_WORKERS")
     # Timeout of a read from the online store in seconds, including connecting and retries.

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -263,3 +265,17 @@ def test_a_missing_bundle_is_named(tmp_path: Path, world: World) -> None:
         from salescast.serving.server import ForecastModel
 
         ForecastModel(tmp_path / "models", world.root / "feature_repo")
+
+
+def test_the_start_page_links_to_the_other_pages_and_shows_the_report_if_asked(
+    serve: Callable[..., AbstractContextManager[Running]], world: World, tmp_path: Path, client: httpx.Client
+) -> None:
+    assert client.get("/report").status_code == 404
+    root = world.copy(tmp_path / "work")
+    (root / "report.html").write_text("<h1>the report</h1>")
+    pages = json.dumps({"MLflow": "http://localhost:5000", "report": "report"})
+    with serve(root, SALESCAST_PAGES=pages) as running, running.client() as own:
+        text = own.get("/", headers={"accept": "text/html"}).text
+        assert '<a href="http://localhost:5000">MLflow</a>' in text and '<a href="report">report</a>' in text
+        assert "The online store answers." in text
+        assert own.get("/report").text == "<h1>the report</h1>"

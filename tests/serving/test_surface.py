@@ -22,6 +22,7 @@ ROUTES = {
     ("GET", "/docs"),
     ("any", "/docs/assets"),  # files
     ("GET", "/metrics"),
+    ("GET", "/report"),
     ("GET", "/openapi.json"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_name}"),

@@ -1,9 +1,10 @@
 """`salescast up`: the forecast API and the pages of MLflow and Feast over a finished run, until it is stopped."""
 
+import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -62,6 +63,8 @@ def services(work: Workdir, ports: Ports, model_dir: Path | None = None) -> list
         mlflow = ("-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1", "--host", "127.0.0.1")
         command = (sys.executable, *mlflow, "--port", str(ports.mlflow))
         pages.append(_page("MLflow", ports.mlflow, "/health", work, command))
+    links = {page.service.name: page.url for page in pages[1:]} | {"report": "report"}
+    pages[0] = replace(pages[0], service=replace(pages[0].service, environment={"SALESCAST_PAGES": json.dumps(links)}))
     check_free("gRPC", ports.grpc)
     for page in pages:
         check_free(page.service.name, httpx.URL(page.url).port or 0)
@@ -74,9 +77,8 @@ def _page(name: str, port: int, ready: str, work: Workdir, command: tuple[str, .
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment = quiet if name == "MLflow" else {}
     log = work.root / "logs" / f"{name.lower()}.log"
-    path = "/docs" if name == "forecasts" else ""
     return Page(
-        f"http://localhost:{port}{path}",
+        f"http://localhost:{port}",
         Service(name, command, f"http://127.0.0.1:{port}{ready}", log, folder, environment),
     )
 

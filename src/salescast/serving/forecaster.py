@@ -55,7 +55,7 @@ class Forecaster:
         """Raises UserError when there is no usable bundle or feature repo."""
         torch.set_num_threads(1)  # batches are small; more threads only contend
         self._folder, self._settings = folder, settings
-        self._dataset = workdir_of_repo(repo).data
+        self.work = workdir_of_repo(repo)
         project, options = read_options(repo / settings.feature_store_yaml)
         database = open_database(options, repo, settings.online_timeout)
         self._load = partial(open_served, folder, project, database, settings)
@@ -189,7 +189,7 @@ class Forecaster:
             raise UnavailableError(f"online store: {error}") from None
         read = time.perf_counter()
         READ_SECONDS.observe(read - start)
-        forecast = _BatchForecast(served, rows, self._settings.max_feature_age_days, self._dataset)
+        forecast = _BatchForecast(served, rows, self._settings.max_feature_age_days, self.work.data)
         MODEL_SECONDS.observe(time.perf_counter() - read)
         self.feature_age_days = forecast.oldest_days
         answers: list[Answer | RequestError | UnavailableError] = []

@@ -8,18 +8,20 @@ from typing import Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from kserve.protocol.dataplane import DataPlane
 
+from salescast.config import settings
 from salescast.schema import MODEL_NAME
+from salescast.serving.availability import UnavailableError
 
 TITLE: Final = "salescast forecast server"
 START: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <body style="font-family: sans-serif; margin: 2em">
 <h1>{title}</h1>
-<p>salescast {version}, model {name}, version {model}; {age}.</p>
-<ul><li><a href="docs">API documentation</a></li><li><a href="openapi.json">OpenAPI schema</a></li>
+<p>salescast {version}, model {name}, version {model}; {age}. The online store {store}.</p>
+<ul>{links}<li><a href="docs">API documentation</a></li><li><a href="openapi.json">OpenAPI schema</a></li>
 <li><a href="v2/models/{name}/ready">readiness</a></li><li><a href="metrics">Prometheus metrics</a></li></ul>
 """
 
@@ -52,7 +54,26 @@ async def start(request: Request, plane: DataPlane) -> Response | dict[str, str]
     forecaster = plane.get_model_from_registry(MODEL_NAME).forecaster
     days = forecaster.feature_age_days
     age = "no forecast yet" if days is None else f"the oldest features last used are {days:.1f} days old"
+    try:
+        await forecaster.ready()
+        store = "answers"
+    except UnavailableError as error:
+        store = escape(f"does not answer ({error})")
+    links = settings().pages
     page = START.format(
-        title=TITLE, version=version("salescast"), name=MODEL_NAME, model=escape(forecaster.served.version), age=age
+        title=TITLE,
+        version=version("salescast"),
+        name=MODEL_NAME,
+        model=escape(forecaster.served.version),
+        age=age,
+        store=store,
+        links="".join(f'<li><a href="{escape(url)}">{escape(name)}</a></li>' for name, url in links.items()),
     )
     return HTMLResponse(page)
+
+
+def report(path: Path) -> Response:
+    """The report of the workdir, where a person has started the server with its pages."""
+    if not settings().pages or not path.is_file():
+        return JSONResponse({"error": "there is no report here; `salescast up` shows the one of its workdir"}, 404)
+    return FileResponse(path, media_type="text/html")

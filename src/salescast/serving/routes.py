@@ -133,6 +133,10 @@ def register(app: FastAPI, plane: DataPlane, max_body_bytes: int) -> None:
     async def start(request: Request) -> Any:
         return await pages.start(request, plane)
 
+    async def report() -> Response:
+        return pages.report(plane.get_model_from_registry(MODEL_NAME).forecaster.work.report)
+
+    router.add_api_route("/report", report, methods=["GET"], response_class=Response, include_in_schema=False)
     get("/", start, LiveResponse, {200: {"content": {"text/html": {}}}})
     get("/v1/models", v1.models, ListModelsResponse)
     get("/v1/models/{model_name}", v1.model_ready, V1ReadyResponse, NOT_FOUND | DOWN)
