@@ -92,6 +92,7 @@ def open_store(workdir: Workdir, yaml: str | None = None) -> "FeatureStore":
 def store_errors() -> Iterator[None]:
     """Turn errors of the registry, the online store and Ray into a UserError of one line without passwords."""
     import sqlalchemy.exc
+    from google.protobuf.message import DecodeError
 
     from feast_asof.errors import AsofError
 
@@ -99,6 +100,7 @@ def store_errors() -> Iterator[None]:
         sqlalchemy.exc.SQLAlchemyError,
         sqlite3.Error,
         UnicodeDecodeError,
+        DecodeError,  # of a damaged object in the registry
         AsofError,
     )
     if extras.installed(extras.POSTGRES):
