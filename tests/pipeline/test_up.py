@@ -51,7 +51,7 @@ def test_every_address_answers_and_ctrl_c_stops_everything(finished_run: Finishe
     with started(finished_run[0], ports) as (process, addresses):
         assert set(addresses) == {"forecasts", "MLflow", "Feast", "report"}
         for name in ("forecasts", "MLflow", "Feast"):
-            page = httpx.get(addresses[name], follow_redirects=True)
+            page = httpx.get(addresses[name], headers={"accept": "text/html"}, follow_redirects=True)
             assert page.status_code == 200 and "<html" in page.text.lower(), name
         assert Path(addresses["report"].removeprefix("file://")).is_file()
         body = {"instances": [{"store_id": 1, "dept_id": 2}]}
